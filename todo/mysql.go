@@ -1,0 +1,266 @@
+package todo
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// createAttempts bounds how often Create starts over when the todo that holds its key is deleted between two statements.
+const createAttempts = 3
+
+// Store keeps todos in the MySQL or MariaDB table that Migrate makes. It may be used by many goroutines.
+//
+// Every statement stands alone in autocommit mode, so that the layer below may move it to a fresh connection when it was
+// refused unexecuted (an expired credential, a connection that was already dead). The Store itself sends nothing twice.
+type Store struct {
+	db *sql.DB
+}
+
+// NewStore returns a Store on db, whose database must be the one that Migrate prepared. The connections should use
+// clientFoundRows=true: without it, an Update that changes nothing costs a second statement.
+func NewStore(db *sql.DB) *Store { return &Store{db: db} }
+
+// Create stores draft as a new todo.
+//
+// With an idempotency key, the todo is created once: the same call again returns what the first one returned, even if the
+// todo has been changed since. The key lives as long as the todo does. With an empty key, every call creates a todo.
+//
+// Errors: *InvalidError, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
+func (s *Store) Create(ctx context.Context, draft Draft, idempotencyKey string) (Todo, error) {
+	if err := draft.Validate(); err != nil {
+		return Todo{}, err
+	}
+	if idempotencyKey == "" {
+		return s.insert(ctx, draft, nil, nil)
+	}
+	if err := ValidateKey(idempotencyKey); err != nil {
+		return Todo{}, err
+	}
+	key, digest := []byte(idempotencyKey), draftDigest(draft)
+	for range createAttempts {
+		created, err := s.insert(ctx, draft, key, digest)
+		if !isDuplicate(err) {
+			return created, err
+		}
+		existing, err := s.replay(ctx, draft, key, digest)
+		if !errors.Is(err, ErrNotFound) {
+			return existing, err
+		}
+	}
+	return Todo{}, fmt.Errorf("create todo: %w: its key kept appearing and vanishing", ErrUnavailable)
+}
+
+// insert leaves the key's columns NULL where key and digest are nil.
+func (s *Store) insert(ctx context.Context, draft Draft, key, digest any) (Todo, error) {
+	result, err := s.write(ctx, "create todo",
+		"INSERT INTO todo (status, content, idempotency_key, idempotency_digest) VALUES (?, ?, ?, ?)",
+		draft.Status, draft.Content, key, digest)
+	if err != nil {
+		return Todo{}, err
+	}
+	id, err := result.LastInsertId()
+	if err != nil {
+		return Todo{}, fmt.Errorf("create todo: %w: %w", ErrOutcomeUnknown, err)
+	}
+	return Todo{ID: id, Status: draft.Status, Content: draft.Content}, nil
+}
+
+// replay answers a Create whose key is taken. It repeats the first answer, which is the draft under the id it got then.
+// Errors: ErrKeyReused, ErrUnavailable, and ErrNotFound if the todo has been deleted meanwhile.
+func (s *Store) replay(ctx context.Context, draft Draft, key, digest []byte) (Todo, error) {
+	var id int64
+	var first []byte
+	err := s.db.QueryRowContext(ctx, "SELECT id, idempotency_digest FROM todo WHERE idempotency_key = ?", key).Scan(&id, &first)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return Todo{}, ErrNotFound
+	case err != nil:
+		return Todo{}, readError("find the todo of an idempotency key", err)
+	case !bytes.Equal(first, digest):
+		return Todo{}, ErrKeyReused
+	}
+	return Todo{ID: id, Status: draft.Status, Content: draft.Content}, nil
+}
+
+// draftDigest tells drafts apart. The length in front keeps ("a", "bc") and ("ab", "c") different.
+func draftDigest(draft Draft) []byte {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(draft.Status), draft.Status, draft.Content))
+	return sum[:]
+}
+
+// List returns up to limit todos with ids above after, in the order of their ids; fewer than limit mean that these are the
+// last. Whoever reads page after page sees every todo exactly once that exists throughout, and holds no connection
+// in between.
+//
+// Errors: ErrUnavailable.
+func (s *Store) List(ctx context.Context, after int64, limit int) ([]Todo, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT id, status, content FROM todo WHERE id > ? ORDER BY id LIMIT ?", after, limit)
+	if err != nil {
+		return nil, readError("list todos", err)
+	}
+	defer rows.Close() // Rows.Err below is what tells whether the page is whole.
+	var page []Todo
+	for rows.Next() {
+		var t Todo
+		if err := rows.Scan(&t.ID, &t.Status, &t.Content); err != nil {
+			return nil, readError("list todos", err)
+		}
+		page = append(page, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, readError("list todos", err)
+	}
+	return page, nil
+}
+
+// Get returns the todo with this id.
+//
+// Errors: ErrNotFound, ErrUnavailable.
+func (s *Store) Get(ctx context.Context, id int64) (Todo, error) {
+	t := Todo{ID: id}
+	err := s.db.QueryRowContext(ctx, "SELECT status, content FROM todo WHERE id = ?", id).Scan(&t.Status, &t.Content)
+	if errors.Is(err, sql.ErrNoRows) {
+		return Todo{}, ErrNotFound
+	}
+	if err != nil {
+		return Todo{}, readError("get todo", err)
+	}
+	return t, nil
+}
+
+// Update replaces what the todo with this id says and returns the todo as it is saved.
+//
+// Errors: *InvalidError, ErrNotFound, ErrUnavailable, ErrOutcomeUnknown.
+func (s *Store) Update(ctx context.Context, id int64, draft Draft) (Todo, error) {
+	if err := draft.Validate(); err != nil {
+		return Todo{}, err
+	}
+	result, err := s.write(ctx, "update todo", "UPDATE todo SET status = ?, content = ? WHERE id = ?", draft.Status, draft.Content, id)
+	if err != nil {
+		return Todo{}, err
+	}
+	touched, err := result.RowsAffected()
+	if err != nil {
+		return Todo{}, fmt.Errorf("update todo: %w: %w", ErrOutcomeUnknown, err)
+	}
+	if touched == 0 {
+		// Nothing matched, or the connection counts changed rows and these were the same already: only looking tells.
+		return s.Get(ctx, id)
+	}
+	return Todo{ID: id, Status: draft.Status, Content: draft.Content}, nil
+}
+
+// Delete removes the todo with this id.
+//
+// Errors: ErrNotFound, ErrUnavailable, ErrOutcomeUnknown. After ErrOutcomeUnknown, a second Delete that returns
+// ErrNotFound has what it wanted.
+func (s *Store) Delete(ctx context.Context, id int64) error {
+	result, err := s.write(ctx, "delete todo", "DELETE FROM todo WHERE id = ?", id)
+	if err != nil {
+		return err
+	}
+	gone, err := result.RowsAffected()
+	if err != nil {
+		return fmt.Errorf("delete todo: %w: %w", ErrOutcomeUnknown, err)
+	}
+	if gone == 0 {
+		return ErrNotFound
+	}
+	return nil
+}
+
+// Check reads from the table, as the other methods do. A ping would not do: it succeeds on a connection whose user has
+// lost every privilege, and on a database that was never migrated.
+//
+// Errors: ErrUnavailable.
+func (s *Store) Check(ctx context.Context) error {
+	var id sql.NullInt64
+	err := s.db.QueryRowContext(ctx,
+		"SELECT MAX(id) FROM todo WHERE id = 0 AND status = '' AND content = '' AND idempotency_key = '' AND idempotency_digest = ''").Scan(&id)
+	if err != nil {
+		return readError("check the table", err)
+	}
+	return nil
+}
+
+// write executes a statement that changes the table and says in its error whether the change may have been made. It needs
+// at least one argument, because the arguments tell whether the statement departed.
+func (s *Store) write(ctx context.Context, what, query string, args ...any) (sql.Result, error) {
+	departure := &departing{}
+	marked := make([]any, len(args))
+	for i, arg := range args {
+		marked[i] = departure.with(arg)
+	}
+	result, err := s.db.ExecContext(ctx, query, marked...)
+	switch {
+	case err == nil:
+		return result, nil
+	case departure.departed && mayHaveRun(err):
+		return nil, fmt.Errorf("%s: %w: %w", what, ErrOutcomeUnknown, err)
+	default:
+		return nil, fmt.Errorf("%s: %w: %w", what, ErrUnavailable, err)
+	}
+}
+
+func readError(what string, err error) error {
+	return fmt.Errorf("%s: %w: %w", what, ErrUnavailable, err)
+}
+
+// departing notes whether a statement got as far as a connection. database/sql asks an argument for its value only when
+// it holds a connection, right before it hands the statement over. So a statement that timed out while it waited in
+// the pool's queue, or for a connection to be dialled, is known not to have run.
+type departing struct {
+	departed bool
+}
+
+func (d *departing) with(value any) driver.Valuer { return departingValue{d, value} }
+
+type departingValue struct {
+	departure *departing
+	value     any
+}
+
+var _ driver.Valuer = departingValue{}
+
+func (v departingValue) Value() (driver.Value, error) {
+	v.departure.departed = true
+	return driver.DefaultParameterConverter.ConvertValue(v.value)
+}
+
+// Server error numbers, from MySQL's and MariaDB's error references.
+const (
+	erServerShutdown    = 1053
+	erDuplicateEntry    = 1062
+	erErrorDuringCommit = 1180
+	erQueryInterrupted  = 1317
+	erConnectionKilled  = 1927 // MariaDB
+	erStatementTimeout  = 1969 // MariaDB
+)
+
+// mayHaveRun judges the error of a statement that was handed to a connection.
+func mayHaveRun(err error) bool {
+	if errors.Is(err, driver.ErrBadConn) {
+		return false // By the contract of database/sql: the driver is sure that the server did nothing.
+	}
+	var refused *mysql.MySQLError
+	if !errors.As(err, &refused) {
+		return true // No answer, or one that makes no sense.
+	}
+	switch refused.Number {
+	case erServerShutdown, erErrorDuringCommit, erQueryInterrupted, erConnectionKilled, erStatementTimeout:
+		return true // A kill may arrive between the commit and its answer, and be reported instead of the success.
+	}
+	return false // Any other error of an autocommit statement is its refusal.
+}
+
+func isDuplicate(err error) bool {
+	var refused *mysql.MySQLError
+	return errors.As(err, &refused) && refused.Number == erDuplicateEntry
+}
