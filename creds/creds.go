@@ -116,6 +116,7 @@ type Source struct {
 	cfg     Config
 	vault   authority
 	dialer  func(ctx context.Context, user, addr string, password Secret) (session, error)
+	probe   func(context.Context) error // does the database answer?
 	metrics *metrics
 	random  func() float64
 
@@ -181,7 +182,7 @@ func New(cfg Config) (*Source, error) {
 		stopped: make(chan struct{}),
 		changed: make(chan struct{}),
 	}
-	s.dialer = s.dialMySQL
+	s.dialer, s.probe = s.dialMySQL, s.databaseAnswers
 	if err := m.watch(s); err != nil {
 		return nil, fmt.Errorf("register credential metrics: %w", err)
 	}

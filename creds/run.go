@@ -297,7 +297,7 @@ func (k *keeper) worthTrying(ctx context.Context) error {
 	if !k.refused {
 		return nil
 	}
-	if err := k.s.databaseAnswers(callCtx); err != nil {
+	if err := k.s.probe(callCtx); err != nil {
 		return fmt.Errorf("%w: vault cannot make users while mysql is away: %w", errUnavailable, err)
 	}
 	return nil
