@@ -59,9 +59,30 @@ type conn struct {
 	check bool // the session must be looked at before its next use
 }
 
+// unsentError is the lack of a session: whatever was to be sent was not, so the operation may be retried.
+type unsentError struct {
+	error
+	again bool
+}
+
+func (e unsentError) Unwrap() error { return e.error }
+
+// Unsent tells callers that nothing has run, whatever else went wrong.
+func (e unsentError) Unsent() bool { return true }
+
+// Is makes database/sql try once more while the caller still waits. After that its own error would hide ours.
+func (e unsentError) Is(target error) bool { return e.again && target == driver.ErrBadConn }
+
 // dial opens a session with the current credentials and counts it in their generation. The caller holds mu or is the only
 // one to know c.
 func (c *conn) dial(ctx context.Context) error {
+	if err := c.dialCurrent(ctx); err != nil {
+		return unsentError{err, ctx.Err() == nil}
+	}
+	return nil
+}
+
+func (c *conn) dialCurrent(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
 		g, err := c.s.usable(ctx)
 		if err != nil {
