@@ -69,6 +69,7 @@ type AnswerError struct {
 	RequestID  string
 
 	meaning error
+	body    []byte
 }
 
 func (e *AnswerError) Error() string {
@@ -180,7 +181,8 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 	var report Health
 	err := c.do(ctx, call{method: http.MethodGet, path: "/health", want: http.StatusOK, into: &report})
 	var answer *AnswerError
-	if errors.As(err, &answer) && report.Status != "" && report.Status.httpStatus() == answer.StatusCode {
+	if errors.As(err, &answer) && json.Unmarshal(answer.body, &report) == nil &&
+		report.Status != "" && report.Status.httpStatus() == answer.StatusCode {
 		return report, nil
 	}
 	if err != nil {
@@ -274,15 +276,12 @@ func neverSent(err error) bool {
 	return errors.As(err, &network) && network.Op == "dial"
 }
 
-// refused makes an error of an answer that is not what was wanted. The answer is decoded into c.into too if it has no error in it,
-// as that of an unhealthy instance.
+// refused makes an error of an answer that is not what was wanted. The body may be cut, or anything at all: then the status is what
+// counts.
 func (c call) refused(response *http.Response) error {
-	text, readErr := io.ReadAll(io.LimitReader(response.Body, maxErrorBody))
+	body, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorBody))
 	var answer errorAnswer
-	_ = json.Unmarshal(text, &answer) // Anything may stand there; the status is what counts then.
-	if answer.Error.Code == "" && c.into != nil && readErr == nil {
-		_ = json.Unmarshal(text, c.into) // As above.
-	}
+	_ = json.Unmarshal(body, &answer)
 	return &AnswerError{
 		StatusCode: response.StatusCode,
 		Code:       answer.Error.Code,
@@ -291,6 +290,7 @@ func (c call) refused(response *http.Response) error {
 		RetryAfter: retryAfter(response.Header),
 		RequestID:  response.Header.Get(requestIDHeader),
 		meaning:    c.meaning(response.StatusCode, answer.Error),
+		body:       body,
 	}
 }
 
