@@ -48,8 +48,10 @@ func (c *fakeConn) QueryContext(ctx context.Context, _ string, _ []driver.NamedV
 }
 
 func (*fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New("not prepared here") }
-func (*fakeConn) Begin() (driver.Tx, error)           { return nil, errors.New("the store begins no transaction") }
-func (*fakeConn) Close() error                        { return nil }
+func (*fakeConn) Begin() (driver.Tx, error) {
+	return nil, errors.New("the store begins no transaction")
+}
+func (*fakeConn) Close() error { return nil }
 
 // writes are the three writing methods.
 func writes(s *Store) map[string]func(context.Context) error {

@@ -1,8 +1,8 @@
 -- The key is binary, so that keys which differ in case or in trailing spaces differ. The digest remembers the draft that
 -- the key was first sent with, because the todo itself may have been changed since.
 --
--- MySQL has no ADD COLUMN IF NOT EXISTS, so the statement is chosen by looking. One ALTER TABLE is atomic in InnoDB,
--- so looking for one of its columns is looking for all of its effect.
+-- MySQL has no ADD COLUMN IF NOT EXISTS, so the statement is chosen by looking. One ALTER TABLE is atomic (MySQL from 8.0,
+-- MariaDB from 10.6), so looking for one of its columns is looking for all of its effect.
 
 SET @change = IF(
   (SELECT COUNT(*) FROM information_schema.columns
