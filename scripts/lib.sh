@@ -53,12 +53,15 @@ watched() {
 
 # progress LOG: what `go build -v` has done so far, read from what it has printed.
 progress() {
-  local compiled
+  local compiled fetched
   compiled=$(grep -c -v -e '^go: ' -e '^#' "$1" || true)
+  fetched=$(grep -c '^go: downloading' "$1" || true)
   if ((compiled > 0)); then
     printf '%d packages compiled' "$compiled"
+  elif ((fetched > 0)); then
+    printf '%d modules fetched' "$fetched"
   else
-    printf '%d modules fetched' "$(grep -c '^go: downloading' "$1" || true)"
+    printf 'no package to compile so far'
   fi
 }
 
