@@ -1,0 +1,66 @@
+package lab
+
+import (
+	"fmt"
+	"net/netip"
+)
+
+// port is something a unit listens on.
+type port struct {
+	network string // tcp or udp
+	address netip.AddrPort
+}
+
+func (p port) String() string { return fmt.Sprintf("%s (%s)", p.address, p.network) }
+
+func tcp(m Machine, numbers ...uint16) []port { return portsOf("tcp", m, numbers) }
+func udp(m Machine, numbers ...uint16) []port { return portsOf("udp", m, numbers) }
+
+func portsOf(network string, m Machine, numbers []uint16) []port {
+	var ps []port
+	for _, n := range numbers {
+		ps = append(ps, port{network, netip.AddrPortFrom(netip.MustParseAddr(m.Addr), n)})
+	}
+	return ps
+}
+
+// InUse reports whether anybody listens at an address of a network such as 127.20.20.
+func InUse(network string) (bool, error) {
+	if err := checkNet(network); err != nil {
+		return false, err
+	}
+	ls, err := listeners()
+	if err != nil {
+		return false, err
+	}
+	prefix := netip.PrefixFrom(netip.MustParseAddr(network+".0"), 24)
+	for _, l := range ls {
+		if prefix.Contains(l.address.Addr().Unmap()) {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// PortError means that somebody else listens where a unit of the lab would.
+type PortError struct {
+	Unit    string
+	Network string
+	Address netip.AddrPort
+	PID     int    // 0 if it may not be seen
+	UID     int    // whose process it is
+	Command string // its arguments, "" if they may not be seen
+	Lab     string // the directory of the lab it belongs to, "" if to none
+}
+
+func (e *PortError) Error() string {
+	where := fmt.Sprintf("%s needs %s (%s), ", e.Unit, e.Address, e.Network)
+	switch {
+	case e.Lab != "":
+		return where + fmt.Sprintf("which belongs to the lab in %s (process %d): take that lab down (`lab --dir %s down`), or choose other addresses with --net", e.Lab, e.PID, e.Lab)
+	case e.PID != 0:
+		return where + fmt.Sprintf("which process %d holds: %s. End it, or choose other addresses with --net", e.PID, e.Command)
+	default:
+		return where + fmt.Sprintf("which a process of the user with id %d holds (root sees which: `ss -lptn`). End it, or choose other addresses with --net", e.UID)
+	}
+}

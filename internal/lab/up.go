@@ -1,0 +1,371 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"example.com/todo/internal/operator"
+	"golang.org/x/sync/errgroup"
+)
+
+// ErrNoLab means that there is nothing in the lab's directory.
+var ErrNoLab = errors.New("there is no lab here: `lab up` makes one")
+
+// Event is a step of a long command, about one machine or about the operator.
+type Event struct {
+	Machine string
+	Text    string
+	Done    bool // nothing more comes about this machine
+	Warning bool // somebody has to do something
+}
+
+// OperatorLine is the Machine of events about the operator's steps.
+const OperatorLine = "operator"
+
+// UpOptions change what Up does.
+type UpOptions struct {
+	// Manual leaves the operator's steps, and the todos that depend on them, to a person.
+	Manual bool
+	// Report is told of every step, from several goroutines but never from two at once. Nil is fine.
+	Report func(Event)
+}
+
+// Up starts what is not running, in the order of who depends on whom, and returns when every machine is ready. It takes
+// the operator's steps as far as they are not done, and unseals the Vaults that Up started, in this run or in one that was
+// killed: a Vault that a person restarted is that person's to unseal. When it fails or ctx ends, what this run started is
+// stopped again. Errors: *BusyError, *PortError, *UnitError, and those of the operator.
+func (l *Lab) Up(ctx context.Context, o UpOptions) error {
+	if err := errors.Join(Supported(), l.binaries.Check(l.state.Counts)); err != nil {
+		return err
+	}
+	if err := l.makeDir(); err != nil {
+		return err
+	}
+	done, err := l.change(ctx, "up")
+	if err != nil {
+		return err
+	}
+	defer done()
+	op, err := l.operatorIfAny()
+	if err != nil {
+		return err
+	}
+	r := &run{lab: l, operator: op, options: o, gates: map[string]chan struct{}{}, processes: map[string]process{}}
+	if err := r.begin(ctx); err != nil {
+		return err
+	}
+	if err := r.up(ctx); err != nil {
+		r.undo(ctx)
+		return err
+	}
+	return nil
+}
+
+// makeDir makes the lab's directory, for its owner only.
+func (l *Lab) makeDir() error {
+	for _, dir := range []string{l.dir, l.path("operator"), l.path("machines")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("make the lab's directory: %w", err)
+		}
+	}
+	if err := ownedByUs(l.dir); err != nil {
+		return err
+	}
+	if err := os.Chmod(l.dir, 0o700); err != nil {
+		return fmt.Errorf("make the lab's directory private: %w", err)
+	}
+	return nil
+}
+
+// operatorIfAny is nil in a lab without a Vault.
+func (l *Lab) operatorIfAny() (*operator.Operator, error) {
+	if l.state.Counts.Vault == 0 {
+		return nil, nil
+	}
+	return l.Operator()
+}
+
+// run is one run of Up.
+type run struct {
+	lab      *Lab
+	operator *operator.Operator
+	options  UpOptions
+	changed  bool // the settings, or anything that was started: the operator looks again
+
+	mu        sync.Mutex
+	processes map[string]process       // what runs, by unit
+	started   []*unit                  // by this run, in this order
+	gates     map[string]chan struct{} // closed when a machine (or the operator) is done
+}
+
+func (r *run) report(machine, text string, done bool) {
+	r.tell(Event{Machine: machine, Text: text, Done: done})
+}
+
+func (r *run) tell(e Event) {
+	if r.options.Report == nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.options.Report(e)
+}
+
+// begin looks at what runs, clears away what a killed run or a smaller lab left, checks the ports of all that will be
+// started, and records what the lab is.
+func (r *run) begin(ctx context.Context) error {
+	l := r.lab
+	ps, err := processes(l.dir)
+	if err != nil {
+		return err
+	}
+	if ps, err = r.sweep(ctx, ps); err != nil {
+		return err
+	}
+	var missing []*unit
+	for _, m := range l.machines {
+		r.gates[m.Name] = make(chan struct{})
+		for _, u := range l.units(m) {
+			if p, running := pick(ps, u.id()); running {
+				r.processes[u.id()] = p
+			} else {
+				missing = append(missing, u)
+			}
+		}
+	}
+	r.gates[OperatorLine] = make(chan struct{})
+	if err := checkPorts(missing); err != nil {
+		return err
+	}
+	r.changed = len(missing) > 0 || l.recorded == nil || *l.recorded != l.state
+	if r.changed {
+		if err := l.state.write(l.dir); err != nil {
+			return err
+		}
+		recorded := l.state
+		l.recorded = &recorded
+	}
+	return nil
+}
+
+// sweep ends processes that are of this lab and not of its present machines, and one-off processes that lost the run which
+// waited for them.
+func (r *run) sweep(ctx context.Context, ps []process) ([]process, error) {
+	l := r.lab
+	known := map[string]bool{}
+	for _, m := range l.machines {
+		for _, u := range l.units(m) {
+			known[u.id()] = true
+		}
+	}
+	if l.recorded == nil && len(ps) > 0 {
+		// The directory was deleted under a running lab: what still runs works on deleted files.
+		r.report(OperatorLine, "ending the processes of a lab whose directory was deleted", false)
+		_, err := killAll(ps, func(process) bool { return true })
+		return nil, err
+	}
+	if err := r.retire(ctx, ps, known); err != nil {
+		return nil, err
+	}
+	_, err := killAll(ps, func(p process) bool { return !known[p.unit] })
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(ps, func(p process) bool { return !known[p.unit] }), nil
+}
+
+// retire stops the machines that the lab no longer has, and removes what was theirs.
+func (r *run) retire(ctx context.Context, ps []process, known map[string]bool) error {
+	l := r.lab
+	if l.recorded == nil || l.recorded.Counts == l.state.Counts {
+		return nil
+	}
+	before, err := inventory(l.recorded.Net, l.recorded.Counts)
+	if err != nil {
+		return err
+	}
+	for _, m := range before {
+		us := l.units(m)
+		if known[us[0].id()] {
+			continue
+		}
+		r.report(m.Name, "is taken away", false)
+		for i := len(us) - 1; i >= 0; i-- {
+			if p, running := pick(ps, us[i].id()); running {
+				if _, err := us[i].stop(ctx, p); err != nil {
+					return err
+				}
+			}
+		}
+		if err := os.RemoveAll(l.machineDir(m)); err != nil {
+			return err
+		}
+		r.report(m.Name, "taken away", true)
+	}
+	return nil
+}
+
+// checkPorts says who is in the way of units that are not running.
+func checkPorts(us []*unit) error {
+	ls, err := listeners()
+	if err != nil {
+		return err
+	}
+	for _, u := range us {
+		for _, p := range u.ports {
+			if e := portHolder(ls, p); e != nil {
+				e.Unit = u.id()
+				return e
+			}
+		}
+	}
+	return nil
+}
+
+// up brings up every machine at once; each waits for what it needs.
+func (r *run) up(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, m := range r.lab.machines {
+		g.Go(func() error { return r.pass(m.Name, r.machine(ctx, m)) })
+	}
+	if r.operator != nil {
+		g.Go(func() error { return r.pass(OperatorLine, r.operate(ctx)) })
+	}
+	return g.Wait()
+}
+
+// pass opens a machine's gate if it is done; if it failed, the end of the run's context opens all.
+func (r *run) pass(gate string, err error) error {
+	if err == nil {
+		close(r.gates[gate])
+	}
+	return err
+}
+
+// after waits until others are done. One that failed has ended ctx.
+func (r *run) after(ctx context.Context, gates ...string) error {
+	for _, g := range gates {
+		select {
+		case <-r.gates[g]:
+		case <-ctx.Done():
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// machine brings up one machine: its agent, then its service.
+func (r *run) machine(ctx context.Context, m Machine) error {
+	begun := time.Now()
+	us := r.lab.units(m)
+	agent, service := us[0], us[len(us)-1]
+	if m.Role == RoleMySQL {
+		// The database needs no agent to start, and its first start takes long.
+		return r.mysqlMachine(ctx, m, agent, service)
+	}
+	if err := r.unit(ctx, agent, agent.ready, "Consul starts"); err != nil {
+		return err
+	}
+	switch m.Role {
+	case RoleVault:
+		if err := r.unit(ctx, service, service.answers, "Vault starts"); err != nil {
+			return err
+		}
+		if r.options.Manual {
+			r.report(m.Name, "running, left to the operator"+took(begun), true)
+		}
+		return nil // the operator has the last word
+	case RoleTodo:
+		return r.todoMachine(ctx, m, service, begun)
+	}
+	r.report(m.Name, "ready"+took(begun), true)
+	return nil
+}
+
+func (r *run) mysqlMachine(ctx context.Context, m Machine, agent, service *unit) error {
+	begun := time.Now()
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.unit(gctx, agent, agent.ready, "Consul starts") })
+	g.Go(func() error { return r.unit(gctx, service, service.answers, "the database starts") })
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	if err := r.unit(ctx, service, service.ready, "its health check runs"); err != nil {
+		return err
+	}
+	r.report(m.Name, "ready"+took(begun), true)
+	return nil
+}
+
+func (r *run) todoMachine(ctx context.Context, m Machine, service *unit, begun time.Time) error {
+	if r.options.Manual {
+		r.report(m.Name, "its agent is running, left to the operator"+took(begun), true)
+		return nil
+	}
+	r.report(m.Name, "waits for the operator", false)
+	if err := r.after(ctx, OperatorLine); err != nil {
+		return err
+	}
+	if _, running := r.running(service); !running {
+		ok, err := r.lab.minted(ctx, r.operator, m)
+		if err != nil {
+			return service.fail(err)
+		}
+		if !ok {
+			r.report(m.Name, "gets its identity", false)
+			if err := r.lab.mint(ctx, r.operator, m); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.unit(ctx, service, service.ready, "the service starts"); err != nil {
+		return err
+	}
+	r.report(m.Name, "ready"+took(begun), true)
+	return nil
+}
+
+// unit starts a unit if it does not run, and waits for the answer to ask.
+func (r *run) unit(ctx context.Context, u *unit, ask func(context.Context) error, text string) error {
+	p, running := r.running(u)
+	if !running {
+		r.report(u.machine.Name, text, false)
+		var err error
+		if p, err = u.launch(ctx, "up"); err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.processes[u.id()] = p
+		r.started = append(r.started, u)
+		r.mu.Unlock()
+	}
+	return u.await(ctx, p, ask)
+}
+
+func (r *run) running(u *unit) (process, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, ok := r.processes[u.id()]
+	return p, ok
+}
+
+// undo stops what this run started, the last first. The run's own context may be why it is needed, so it has another.
+func (r *run) undo(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	for _, u := range slices.Backward(r.started) {
+		p, _ := r.running(u)
+		r.report(u.machine.Name, "stopped again", true)
+		_, _ = u.stop(ctx, p) // the run's own error is what counts
+	}
+}
+
+func took(begun time.Time) string {
+	return fmt.Sprintf(" (%.1f s)", time.Since(begun).Seconds())
+}

@@ -1,0 +1,69 @@
+// Package provision renders the configuration files of every machine of the demo. The templates lie beside it and are
+// the only source of those files: the one-machine lab and the virtual machines differ in the values they fill in, never
+// in the text.
+//
+// A template refuses a value that it was not given, so a file is rendered whole or not at all.
+package provision
+
+import (
+	"bytes"
+	"embed"
+	"fmt"
+	"text/template"
+)
+
+//go:embed templates
+var templates embed.FS
+
+// Consul is what consul.hcl needs: the agent of one machine.
+type Consul struct {
+	Node    string   // the machine's name, unique in the cluster
+	Address string   // the machine's own address: the agent binds to it and serves its clients on it
+	DataDir string   // where the agent keeps its state
+	Servers int      // how many Consul servers the cluster has; they elect a leader when all of them have met
+	Server  bool     // whether this machine is one of them
+	Join    []string // addresses of the servers
+	Scripts bool     // whether this agent may run check scripts; only the database's machine needs it
+}
+
+// MySQLService is what mysql-service.hcl needs: how the database's machine announces its server to Consul.
+type MySQLService struct {
+	Address string
+	Admin   string // the program that asks the server, mysqladmin or mariadb-admin
+	Socket  string // where it asks
+}
+
+// Vault is what vault.hcl needs.
+type Vault struct {
+	Address      string // the machine's own address
+	MemoryLocked bool   // whether Vault may keep its memory out of the swap; needs CAP_IPC_LOCK
+}
+
+// MySQL is what my.cnf needs; the same file serves MariaDB and MySQL.
+type MySQL struct {
+	Address string
+	DataDir string
+	Socket  string // relative names are relative to DataDir
+}
+
+// Todo is what todo.env needs: the whole configuration of one instance.
+type Todo struct {
+	Instance     string
+	Address      string
+	RoleID       string
+	SecretIDFile string
+}
+
+// Render fills the template of one configuration file, named as the file is: "consul.hcl", "mysql-service.hcl",
+// "vault.hcl", "my.cnf" or "todo.env". The data is the type of this package that belongs to it.
+func Render(file string, data any) ([]byte, error) {
+	t, err := template.New(file+".tmpl").Option("missingkey=error").ParseFS(templates, "templates/"+file+".tmpl")
+	if err != nil {
+		return nil, fmt.Errorf("template of %s: %w", file, err)
+	}
+	var b bytes.Buffer
+	if err := t.Execute(&b, data); err != nil {
+		return nil, fmt.Errorf("render %s: %w", file, err)
+	}
+	return b.Bytes(), nil
+}
