@@ -23,6 +23,7 @@ type world struct {
 	tokenTTL time.Duration
 	tokenMax time.Duration
 	down     error // every call to Vault
+	loginErr error // logging in
 	leaseErr error // reading credentials
 	dbDown   error // every dial
 	broken   bool  // new users have no privileges
@@ -66,6 +67,9 @@ func (w *world) Ready(context.Context) error {
 func (w *world) Login(context.Context) (Secret, grant, error) {
 	leave, err := w.enter("login")
 	defer leave()
+	if err == nil {
+		err = w.loginErr
+	}
 	if err != nil {
 		return "", grant{}, err
 	}
@@ -251,16 +255,20 @@ func (r *fakeRows) Next(dest []driver.Value) error {
 }
 
 // start runs a source in w until the test (or its bubble) ends.
-func start(t *testing.T, w *world) (*Source, *sql.DB, context.CancelFunc) {
+func start(t *testing.T, w *world, change ...func(*Config)) (*Source, *sql.DB, context.CancelFunc) {
 	t.Helper()
-	s, err := New(Config{
+	cfg := Config{
 		Vault:    func(context.Context) (string, error) { return "http://vault.test", nil },
 		RoleID:   "role",
 		SecretID: func() (Secret, error) { return "secret", nil },
 		Path:     "database/creds/todo",
 		MySQL:    mysql.NewConfig(),
 		Address:  func(context.Context) (string, error) { return "mysql.test:3306", nil },
-	})
+	}
+	for _, c := range change {
+		c(&cfg)
+	}
+	s, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

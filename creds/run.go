@@ -14,7 +14,7 @@ import (
 // Limits on single exchanges with Vault. A lease may wait its turn behind hundreds of others, because Vault's MySQL plugin
 // creates one user at a time; a renewal may not, because it is tried again.
 const (
-	readyTimeout = time.Second
+	readyTimeout = 3 * time.Second
 	loginTimeout = 30 * time.Second
 	mintTimeout  = 30 * time.Second
 	renewTimeout = 5 * time.Second
@@ -88,7 +88,7 @@ func (k *keeper) lookAround() {
 	case k.cur == nil:
 	case k.cur.ended.Load():
 		k.want("revoked")
-	case time.Now().After(k.cur.expiry()):
+	case !time.Now().Before(k.cur.expiry()):
 		k.want("expired")
 	}
 }
@@ -118,7 +118,7 @@ func (k *keeper) act(ctx context.Context) {
 		k.replace(ctx)
 	}
 	g := k.cur
-	if g == nil || g.ended.Load() || time.Now().After(g.expiry()) {
+	if g == nil || g.ended.Load() || !time.Now().Before(g.expiry()) {
 		return
 	}
 	if !time.Now().Before(g.life.renewAt) {

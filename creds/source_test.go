@@ -283,11 +283,11 @@ func TestSource_KeepsTheOldUserForATransactionInProgress(t *testing.T) {
 		if _, err := tx.ExecContext(t.Context(), "second"); err != nil {
 			t.Fatalf("transaction cut off by a rotation: %v", err)
 		}
+		pass(sweepEvery / 2) // so that the next sweep is some time away
 		if err := tx.Commit(); err != nil {
 			t.Fatal(err)
 		}
-		pass(2 * sweepEvery)
-		synctest.Wait()
+		synctest.Wait() // no time passes: the session is closed as it is returned
 		if n := len(w.users); n != 1 {
 			t.Errorf("%d users after the drain, want 1", n)
 		}
@@ -386,13 +386,13 @@ func TestSource_LeavesNothingBehind(t *testing.T) {
 
 func TestSource_AHungVaultDoesNotHoldTheExit(t *testing.T) {
 	bubble(t, func(t *testing.T, w *world) {
-		s, db, stop := start(t, w)
+		s, db, stop := start(t, w, func(c *Config) { c.RevokeTimeout = 2 * time.Second })
 		mustExec(t, db)
 		synctest.Wait()
 		s.vault = hung{w}
 		began := time.Now()
 		stop()
-		if d := time.Since(began); d > DefaultRevokeTimeout+time.Second {
+		if d := time.Since(began); d > 2*time.Second {
 			t.Errorf("exit took %v", d)
 		}
 	})
@@ -402,3 +402,68 @@ func TestSource_AHungVaultDoesNotHoldTheExit(t *testing.T) {
 type hung struct{ *world }
 
 func (hung) Revoke(ctx context.Context, _ Secret) error { <-ctx.Done(); return ctx.Err() }
+
+func TestSource_ReplacesAnExpiredLeaseThoughNobodyAsks(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		s, db, _ := start(t, w)
+		mustExec(t, db)
+		w.set(func() { w.down = errUnavailable })
+		pass(5 * time.Minute)
+		w.set(func() { w.down = nil })
+		pass(2 * time.Second)
+		if st := s.Status().State; st != Current {
+			t.Errorf("2 s after Vault came back: %s, want current", st)
+		}
+	})
+}
+
+func TestSource_AStandbyWithoutAnActiveIsNoRefusal(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		w.down = errUnavailable // its health, at first
+		s, _, _ := start(t, w)
+		w.set(func() { w.loginErr = errors.New("500: local node not active") })
+		pass(time.Minute)
+		before := w.count("login")
+		pass(time.Minute)
+		if n := w.count("login") - before; n != 0 {
+			t.Errorf("%d logins in a minute at a Vault that is not active", n)
+		}
+		w.set(func() { w.down, w.loginErr = nil, nil })
+		pass(2 * time.Second)
+		if err := s.Ready(); err != nil {
+			t.Errorf("2 s after there was an active Vault: %v", err)
+		}
+	})
+}
+
+func TestSource_LeavesAnAddressThatIsNotKept(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		addr, dials := "old:3306", map[string]int{}
+		s, db, _ := start(t, w, func(c *Config) {
+			c.Address = func(context.Context) (string, error) { return addr, nil }
+			c.Keep = func(a string) bool { return a == addr }
+		})
+		s.dialer = func(ctx context.Context, user, addr string, password Secret) (session, error) {
+			dials[addr]++
+			return w.dial(ctx, user, addr, password)
+		}
+		db.SetMaxOpenConns(1)
+		for range 10 {
+			mustExec(t, db)
+		}
+		addr = "new:3306"
+		mustExec(t, db)
+		if dials["new:3306"] != 1 {
+			t.Error("an idle session was used once more")
+		}
+		for range 9 {
+			mustExec(t, db)
+		}
+		if dials["old:3306"] != 1 || dials["new:3306"] != 1 {
+			t.Errorf("dials %v, want one to each", dials)
+		}
+		if n := w.count("lease"); n != 1 {
+			t.Errorf("%d leases, want 1: a database that moves is no reason for new credentials", n)
+		}
+	})
+}
