@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"example.com/todo/creds"
+	"example.com/todo/discovery"
+	"example.com/todo/todo"
+)
+
+// leaveTimeout bounds telling Consul that we go: a failed deregistration does not hold the exit.
+const leaveTimeout = 2 * time.Second
+
+// serve runs one instance until ctx ends, and then leaves in this order: out of the catalogue, requests, pool,
+// credentials, and last the lookups that all of these use.
+func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
+	listener, err := listen(ctx, cfg.listen)
+	if err != nil {
+		return err
+	}
+	defer listener.Close() //nolint:errcheck // closed before by the server, except when something below fails
+
+	registry := newRegistry()
+	d, err := openDatabase(cfg, registry, logger)
+	if err != nil {
+		return err
+	}
+	handler, err := newHandler(cfg, d, registry, logger)
+	if err != nil {
+		return err
+	}
+	server := todo.NewServer(handler, logger)
+	registration, err := newRegistration(cfg, listener.Addr(), logger)
+	if err != nil {
+		return err
+	}
+
+	d.begin(ctx)
+	http := begin(ctx, "serve http", func(context.Context) error { return server.Serve(listener) })
+	catalogue := begin(ctx, "stay registered", registration.Run)
+	logger.Info("serving", "address", listener.Addr().String(), "version", version)
+
+	var trouble error
+	select {
+	case <-ctx.Done():
+		logger.Info("leaving", "drain_timeout", cfg.drainTimeout)
+	case trouble = <-http.failed:
+	case trouble = <-catalogue.failed:
+	case trouble = <-d.failed():
+	}
+	server.SetKeepAlivesEnabled(false)
+	leave(ctx, cfg, catalogue, registration, logger)
+	drain(ctx, cfg, server, logger)
+	http.end()
+	d.end(logger)
+	logger.Info("left")
+	return trouble
+}
+
+// leave takes the instance out of the catalogue and waits until its readers can know.
+func leave(ctx context.Context, cfg config, catalogue *task, r *discovery.Registration, logger *slog.Logger) {
+	defer catalogue.end()
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveTimeout)
+	defer cancel()
+	if err := r.Deregister(bounded); err != nil {
+		logger.Warn("consul still lists this instance, until its health check fails", "error", err)
+	}
+	wait := time.NewTimer(cfg.leaveDelay)
+	defer wait.Stop()
+	<-wait.C
+}
+
+// drain lets requests in progress finish, and cuts off those that take too long.
+func drain(ctx context.Context, cfg config, server *http.Server, logger *slog.Logger) {
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(bounded); err != nil {
+		logger.Warn("requests cut off", "error", err)
+		_ = server.Close()
+	}
+}
+
+// newHandler puts the service's HTTP interface on the database.
+func newHandler(cfg config, d *database, registry *registry, logger *slog.Logger) (http.Handler, error) {
+	store := todo.NewStore(d.pool)
+	table, err := todo.NewTableCheck(todo.TableCheckConfig{Query: store.Check, Timeout: time.Second})
+	if err != nil {
+		return nil, err
+	}
+	return todo.NewHandler(todo.HandlerConfig{
+		Store:   store,
+		Ready:   d.creds.Ready,
+		Metrics: registry,
+		Logger:  logger,
+		Health: func(ctx context.Context) todo.Health {
+			h := todo.Health{Instance: cfg.instance, Version: version, Table: table.Check(ctx)}
+			credentials := d.creds.Status() // after the query, which may have found out something
+			h.Credentials = credentials
+			h.Status, h.Reason = judge(h.Table, credentials)
+			return h
+		},
+	})
+}
+
+// judge says how an instance is: the query of the table decides whether it works, the credentials for how long.
+func judge(table todo.TableHealth, credentials creds.Status) (todo.HealthStatus, string) {
+	switch {
+	case !table.OK:
+		return todo.HealthCritical, "the table cannot be queried: " + table.Error
+	case credentials.State.Level() == creds.Borrowed:
+		return todo.HealthWarning, fmt.Sprintf("credentials are %s: %s", credentials.State, credentials.LastError)
+	}
+	return todo.HealthPassing, ""
+}
+
+// newRegistration describes this instance to Consul.
+func newRegistration(cfg config, listening net.Addr, logger *slog.Logger) (*discovery.Registration, error) {
+	host, port, err := advertised(cfg, listening)
+	if err != nil {
+		return nil, err
+	}
+	return discovery.NewRegistration(discoveryConfig(cfg, logger), discovery.Service{
+		Name:     cfg.service,
+		ID:       cfg.service + "-" + cfg.instance,
+		Address:  host,
+		Port:     port,
+		Meta:     map[string]string{"version": version, "started": time.Now().UTC().Format(time.RFC3339)},
+		Interval: cfg.checkInterval,
+	})
+}
+
+// advertised is where others reach this instance. A listening address without a host is taken to be on the machine of the
+// agent, which is the local one.
+func advertised(cfg config, listening net.Addr) (host string, port int, err error) {
+	at := cfg.advertise
+	if at == "" {
+		at = listening.String()
+	}
+	host, p, err := net.SplitHostPort(at)
+	if err != nil {
+		return "", 0, fmt.Errorf("address to advertise: %w", err)
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host, _, err = net.SplitHostPort(cfg.consulAddr)
+		if err != nil {
+			return "", 0, fmt.Errorf("address to advertise: %w", err)
+		}
+	}
+	port, err = strconv.Atoi(p)
+	return host, port, err
+}
+
+// task is something that runs until it is ended.
+type task struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	failed chan error // gets an error if the task ends before it should
+}
+
+// begin runs a task in a goroutine of its own. It outlives ctx: the order of the end is serve's business.
+func begin(ctx context.Context, name string, run func(context.Context) error) *task {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	t := &task{cancel: cancel, done: make(chan struct{}), failed: make(chan error, 1)}
+	go func() {
+		defer close(t.done)
+		err := run(ctx)
+		if ctx.Err() == nil && !errors.Is(err, http.ErrServerClosed) {
+			t.failed <- fmt.Errorf("%s: ended early: %w", name, errors.Join(err, errEnded))
+		}
+	}()
+	return t
+}
+
+var errEnded = errors.New("nobody asked it to")
+
+// end stops a task and waits for it.
+func (t *task) end() {
+	t.cancel()
+	<-t.done
+}
