@@ -14,8 +14,8 @@ elapsed() {
   if (($1 < 60)); then printf '%ds' "$1"; else printf '%dm%02ds' $(($1 / 60)) $(($1 % 60)); fi
 }
 
-# watched LABEL HINT LOG COMMAND…: run COMMAND with its output in LOG and show that it is alive: a line that is rewritten on
-# a terminal, a new line every 20 seconds elsewhere, nothing at all for a command that takes under 2 seconds. COMMAND gets a
+# watched LABEL HINT LOG COMMAND…: run COMMAND with its output in LOG and show that it is alive: a line that is rewritten
+# on a terminal, a new line every 20 seconds elsewhere, nothing at all for a command that takes under 2 seconds. COMMAND gets a
 # process group of its own, so that an interrupted script can end it together with its compilers. Returns COMMAND's status.
 watched_pid=
 watched() {
@@ -27,25 +27,26 @@ watched() {
   set +m
   while kill -0 "$watched_pid" 2>/dev/null; do
     took=$((SECONDS - started))
-    if [ -t 1 ]; then
-      ((took < 2)) || printf '\r\033[K%s: %s, %s (%s)' "$label" "$(elapsed "$took")" "$(progress "$log")" "$hint"
-    elif ((shown < 0 && took >= 2)); then
+    if ((shown < 0 && took >= 2)); then
       shown=$took
       say "$label … ($hint)"
+    elif ((shown >= 0)) && [ -t 1 ] && ((took > shown)); then
+      shown=$took
+      printf '\r\033[K  %s, %s' "$(elapsed "$took")" "$(progress "$log")"
     elif ((shown >= 0 && took - shown >= 20)); then
       shown=$took
-      say "$label: $(elapsed "$took"), $(progress "$log")"
+      say "  $(elapsed "$took"), $(progress "$log")"
     fi
     sleep 0.2
   done
   wait "$watched_pid" || status=$?
   watched_pid=
   took=$((SECONDS - started))
-  if [ -t 1 ] && ((took >= 2)); then printf '\r\033[K'; fi
+  if [ -t 1 ] && ((shown >= 0)); then printf '\r\033[K'; fi
   if ((status != 0)); then
     warn "$label: ended with status $status after $(elapsed "$took"):"
     grep -v -e '^go: downloading' "$log" | tail -n 30 >&2 || true
-  elif ((took >= 2)); then
+  elif ((shown >= 0)); then
     say "$label: done in $(elapsed "$took")"
   fi
   return "$status"

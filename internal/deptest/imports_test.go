@@ -48,7 +48,7 @@ func importRules() []importRule {
 		},
 		room("github.com/hashicorp/vault/api", "./creds/...", "./internal/operator/...", "./internal/lab/..."),
 		room("github.com/hashicorp/consul/api", "./discovery/...", "./internal/operator/...", "./internal/lab/..."),
-		room("github.com/go-sql-driver/mysql", "./creds/...", "./todo/...", "./internal/..."),
+		room("github.com/go-sql-driver/mysql", "./creds/...", "./todo/...", "./cmd/todo/...", "./internal/..."),
 		room("github.com/gorilla/mux", "./todo/..."),
 		room("github.com/sethvargo/go-envconfig", "./cmd/todo/..."),
 		room("github.com/spf13/cobra", "./cmd/lab/..."),
