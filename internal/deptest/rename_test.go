@@ -59,7 +59,15 @@ func TestRename_FinishesWhatAnInterruptedOneBegan(t *testing.T) {
 	write(t, tree, "done.go", "package a\n\nimport _ \"example.com/a/v2/b\"\n")
 	write(t, tree, "b/b.go", "package b\n\nimport (\n\t_ \"example.com/a/c\"\n\t_ \"example.com/ab\"\n)\n")
 	write(t, tree, "README.md", "`example.com/a`, example.com/a example.com/a. https://example.com/a and www.example.com/a stay.\n")
+	write(t, tree, "broken.go", "package a\n\nfunc {\n")
 
+	if out, err := rename(tree, "example.com/a/v2"); err == nil {
+		t.Fatalf("gofmt took a broken file: %s", out)
+	}
+	if got := modulePath(t, tree); got != "example.com/a" {
+		t.Fatalf("an unfinished rename changed go.mod, from which the next one learns the old path, to %s", got)
+	}
+	write(t, tree, "broken.go", "package a\n")
 	if out, err := rename(tree, "example.com/a/v2"); err != nil {
 		t.Fatalf("rename: %v\n%s", err, out)
 	}
