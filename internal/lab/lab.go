@@ -207,3 +207,22 @@ func (l *Lab) LogPath(ref string) (string, error) {
 	}
 	return us[0].log(), nil
 }
+
+// Check says what is wrong with a reference to a machine's units, if anything is.
+func (l *Lab) Check(ref string) error {
+	_, err := l.resolve(ref)
+	return err
+}
+
+// KeysPath is the file with Vault's unseal keys and root token.
+func (l *Lab) KeysPath() string { return operator.KeysPath(l.path("operator")) }
+
+// MySQLSocket is where the database's root connects: the system's user who owns the lab, with no password.
+func (l *Lab) MySQLSocket() (string, error) {
+	ms := l.role(RoleMySQL)
+	if len(ms) == 0 {
+		return "", errors.New("this lab has no database")
+	}
+	data, err := l.service(ms[0]).dataDir()
+	return filepath.Join(data, mysqlSocket), err
+}

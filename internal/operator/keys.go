@@ -32,8 +32,11 @@ type Keys struct {
 	RootToken Secret   `json:"root_token"`
 }
 
-// KeysPath is the file that holds the keys.
-func (o *Operator) KeysPath() string { return filepath.Join(o.config.Dir, keysFile) }
+// KeysPath is the file that holds the keys, in the directory of an operator.
+func KeysPath(dir string) string { return filepath.Join(dir, keysFile) }
+
+// KeysPath is the file that holds this operator's keys.
+func (o *Operator) KeysPath() string { return KeysPath(o.config.Dir) }
 
 // Keys reads the operator's file. Error: ErrNotInitialised when there is none.
 func (o *Operator) Keys() (Keys, error) {
