@@ -111,15 +111,15 @@ func faint(s string) cell { return cell{s, palette.faint} }
 // writeBoard draws the board: one table, whose columns line up through all its parts.
 func writeBoard(w io.Writer, b lab.Board, p palette) {
 	var t table
-	t.head("CONSUL", "address", "state", "by Consul", "leader")
+	t.head("CONSUL", "address", "state", "by Consul", "leader", "version")
 	for _, r := range b.Consul {
 		t.row(plain(r.Name), plain(r.Address), state(r.Row, good("running")), byConsul(r.Row), leader(r.Leader), faint(r.Version))
 	}
-	t.head("VAULT", "address", "state", "by Consul", "leader")
+	t.head("VAULT", "address", "state", "by Consul", "leader", "version")
 	for _, r := range b.Vault {
 		t.row(plain(r.Name), plain(r.Address), state(r.Row, seal(r)), byConsul(r.Row), leader(r.Leader), faint(r.Version))
 	}
-	t.head("MYSQL", "address", "state", "by Consul", "greets in")
+	t.head("MYSQL", "address", "state", "by Consul", "greets in", "version")
 	for _, r := range b.MySQL {
 		greets := plain(fmt.Sprintf("%.1f ms", r.Milliseconds))
 		if r.Error != "" {
@@ -128,7 +128,7 @@ func writeBoard(w io.Writer, b lab.Board, p palette) {
 		t.row(plain(r.Name), plain(r.Address), state(r.Row, good("running")), byConsul(r.Row), greets, faint(r.Version))
 	}
 	if len(b.Todo) > 0 {
-		t.head("TODO", "address", "state", "by Consul", "writes in", "MySQL user, lease left")
+		t.head("TODO", "address", "state", "by Consul", "writes in", "MySQL user", "lease left", "version")
 	}
 	for _, r := range b.Todo {
 		writes := plain(fmt.Sprintf("%.1f ms", r.Milliseconds))

@@ -51,8 +51,8 @@ func (a *app) printEnv(ctx context.Context, l *lab.Lab) error {
 		a.say("# the database's socket has too long a path: (cd %s && mysql --socket=mysql.sock)", quote(strings.TrimSuffix(socket, "/mysql.sock")))
 		return nil
 	}
-	a.say("# mysql: through the socket, as root of the database")
-	export("MYSQL_UNIX_PORT", quote(socket))
+	a.say("# mysql and its relatives find the socket there, behind which we are the database's root")
+	export("MYSQL_HOME", quote(l.MySQLHome()))
 	return nil
 }
 

@@ -119,7 +119,21 @@ func (l *Lab) Kill(_ context.Context, ref string) error {
 }
 
 // Pause holds units where they are: their connections stay open and nothing answers.
-func (l *Lab) Pause(_ context.Context, ref string) error { return l.signal(ref, sigStop) }
+// It returns when they are held: a process with many threads takes a moment.
+func (l *Lab) Pause(ctx context.Context, ref string) error {
+	if err := l.signal(ref, sigStop); err != nil {
+		return err
+	}
+	return l.each(ref, func(u *unit) error {
+		return wait.Within(ctx, killWithin, endEvery, func(context.Context) error {
+			p, running, err := u.find()
+			if err == nil && running && !p.paused() {
+				err = fmt.Errorf("%s is not held yet", u.id())
+			}
+			return err
+		})
+	})
+}
 
 // Resume lets paused units go on.
 func (l *Lab) Resume(_ context.Context, ref string) error { return l.signal(ref, sigCont) }

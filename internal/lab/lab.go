@@ -217,6 +217,14 @@ func (l *Lab) Check(ref string) error {
 // KeysPath is the file with Vault's unseal keys and root token.
 func (l *Lab) KeysPath() string { return operator.KeysPath(l.path("operator")) }
 
+// MySQLHome is the directory whose my.cnf tells the stock clients where the database is.
+func (l *Lab) MySQLHome() string {
+	for _, m := range l.role(RoleMySQL) {
+		return l.machineDir(m)
+	}
+	return ""
+}
+
 // MySQLSocket is where the database's root connects: the system's user who owns the lab, with no password.
 func (l *Lab) MySQLSocket() (string, error) {
 	ms := l.role(RoleMySQL)

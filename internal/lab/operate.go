@@ -37,14 +37,18 @@ func (r *run) operate(ctx context.Context) error {
 	if err := r.vaultsReady(ctx, vaults); err != nil {
 		return err
 	}
-	r.report(OperatorLine, "done"+took(begun), true)
+	r.report(OperatorLine, r.outcome("done", begun), true)
 	return nil
 }
 
 func (r *run) initAndUnseal(ctx context.Context, vaults []Machine) error {
-	r.report(OperatorLine, "initialises Vault", false)
-	if _, err := r.operator.Init(ctx); err != nil {
+	r.report(OperatorLine, "looks after Vault", false)
+	initialised, err := r.operator.Init(ctx)
+	if err != nil {
 		return err
+	}
+	if initialised {
+		r.report(OperatorLine, "initialised Vault", false)
 	}
 	for _, m := range vaults {
 		// Init may have restarted it, so its process is looked for again.
@@ -59,9 +63,12 @@ func (r *run) initAndUnseal(ctx context.Context, vaults []Machine) error {
 		if p.by != "up" {
 			continue
 		}
-		r.report(OperatorLine, "unseals "+m.Name, false)
-		if _, err := r.operator.Unseal(ctx, vaultURL(m)); err != nil {
+		unsealed, err := r.operator.Unseal(ctx, vaultURL(m))
+		if err != nil {
 			return err
+		}
+		if unsealed {
+			r.report(OperatorLine, "unsealed "+m.Name, false)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 )
 
@@ -41,7 +42,8 @@ func greeting(ctx context.Context, address string) (version string, err error) {
 		return "", fmt.Errorf("answers %q", bytes.ToValidUTF8(body, []byte{'?'}))
 	}
 	text, _, _ := bytes.Cut(body[1:], []byte{0})
-	return string(text), nil
+	// MariaDB puts this before its version, so that old replicas take it for a MySQL they know.
+	return strings.TrimPrefix(string(text), "5.5.5-"), nil
 }
 
 // timedOut makes one error of the two in which a passed deadline shows itself.

@@ -285,8 +285,20 @@ func (r *run) machine(ctx context.Context, m Machine) error {
 	case RoleTodo:
 		return r.todoMachine(ctx, m, service, begun)
 	}
-	r.report(m.Name, "ready"+took(begun), true)
+	r.ready(m, begun)
 	return nil
+}
+
+// ready says that a machine is, and how long that took if there was anything to do.
+func (r *run) ready(m Machine, begun time.Time) {
+	r.report(m.Name, r.outcome("ready", begun), true)
+}
+
+func (r *run) outcome(text string, begun time.Time) string {
+	if !r.changed {
+		return text + ", as it was"
+	}
+	return fmt.Sprintf("%s (%.1f s)", text, time.Since(begun).Seconds())
 }
 
 func (r *run) mysqlMachine(ctx context.Context, m Machine, agent, service *unit) error {
@@ -300,7 +312,7 @@ func (r *run) mysqlMachine(ctx context.Context, m Machine, agent, service *unit)
 	if err := r.unit(ctx, service, service.ready, "its health check runs"); err != nil {
 		return err
 	}
-	r.report(m.Name, "ready"+took(begun), true)
+	r.ready(m, begun)
 	return nil
 }
 
@@ -328,7 +340,7 @@ func (r *run) todoMachine(ctx context.Context, m Machine, service *unit, begun t
 	if err := r.unit(ctx, service, service.ready, "the service starts"); err != nil {
 		return err
 	}
-	r.report(m.Name, "ready"+took(begun), true)
+	r.ready(m, begun)
 	return nil
 }
 
