@@ -1,0 +1,458 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeConsul answers as a catalogue does, in a synctest bubble: a query with the current index blocks until there is news.
+type fakeConsul struct {
+	mu      sync.Mutex
+	all     []Instance
+	index   uint64
+	apiErr  error
+	dnsErr  error
+	news    chan struct{}
+	queries []uint64 // the index of each API query
+	asked   int      // DNS questions
+}
+
+func newFakeConsul(all ...Instance) *fakeConsul {
+	return &fakeConsul{all: all, index: 10, news: make(chan struct{})}
+}
+
+func (f *fakeConsul) set(change func(f *fakeConsul)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.index++
+	change(f)
+	close(f.news)
+	f.news = make(chan struct{})
+}
+
+func (f *fakeConsul) api(ctx context.Context, index uint64, wait time.Duration) (answer, error) {
+	f.mu.Lock()
+	f.queries = append(f.queries, index)
+	f.mu.Unlock()
+	timeout := time.NewTimer(wait)
+	defer timeout.Stop()
+	for {
+		f.mu.Lock()
+		a, err, news := answer{all: f.all, index: f.index}, f.apiErr, f.news
+		f.mu.Unlock()
+		if err != nil {
+			return answer{}, err
+		}
+		if index == 0 || a.index != index {
+			return a, nil
+		}
+		select {
+		case <-news:
+		case <-timeout.C:
+			return a, nil
+		case <-ctx.Done():
+			return answer{}, ctx.Err()
+		}
+	}
+}
+
+func (f *fakeConsul) dns(context.Context) ([]Instance, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked++
+	if f.dnsErr != nil {
+		return nil, f.dnsErr
+	}
+	return f.all, nil
+}
+
+// count is how often the API was asked.
+func (f *fakeConsul) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.queries)
+}
+
+// follow runs a watch of f for the length of a bubble.
+func follow(t *testing.T, f *fakeConsul, cfg Config) *Watch {
+	w := newWatch(t, cfg)
+	w.askAPI, w.askDNS = f.api, f.dns
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := w.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		began := time.Now()
+		cancel()
+		<-done
+		if took := time.Since(began); took > 0 {
+			t.Errorf("Run took %s to end", took)
+		}
+	})
+	return w
+}
+
+func expect(t *testing.T, w *Watch, source Source, want string) {
+	t.Helper()
+	synctest.Wait()
+	all, err := w.Instances(t.Context())
+	if err != nil && !errors.Is(err, ErrNoInstances) {
+		t.Fatal(err)
+	}
+	if got := addrs(all); got != want || w.Status().Source != source {
+		t.Errorf("got %q from %q, want %q from %q; %+v", got, w.Status().Source, want, source, w.Status())
+	}
+}
+
+func TestWatch_SeesAChangeWithinASecond(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1")
+		for n := range 20 { // also when changes come one upon another
+			f.set(func(f *fakeConsul) { f.all = at(fmt.Sprintf("b:%d", n+1)) })
+			time.Sleep(minGap)
+			expect(t, w, FromAPI, fmt.Sprintf("b:%d", n+1))
+		}
+	})
+}
+
+func TestWatch_BlocksInsteadOfPolling(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{})
+		time.Sleep(time.Hour)
+		expect(t, w, FromAPI, "a:1")
+		if n := f.count(); n > 125 {
+			t.Errorf("%d queries in an hour in which nothing changed", n)
+		}
+		if f.asked > 0 {
+			t.Errorf("asked DNS %d times although the API answers", f.asked)
+		}
+	})
+}
+
+func TestWatch_BoundsItsQueriesHoweverOftenTheCatalogueChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		follow(t, f, Config{})
+		for range 10_000 {
+			f.set(func(*fakeConsul) {})
+			time.Sleep(time.Millisecond)
+		}
+		if n := f.count(); n > 110 {
+			t.Errorf("%d queries in 10 s", n)
+		}
+	})
+}
+
+func TestWatch_BoundsItsQueriesToAnAPIWithoutIndex(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{})
+		synctest.Wait()
+		f.set(func(f *fakeConsul) { f.index = 0 })
+		time.Sleep(10 * time.Second)
+		n := f.count()
+		f.mu.Lock()
+		f.all = at("b:1") // without telling anybody
+		f.mu.Unlock()
+		if n > 50 {
+			t.Errorf("%d queries in 10 s", n)
+		}
+		time.Sleep(DefaultPoll)
+		expect(t, w, FromAPI, "b:1")
+	})
+}
+
+func TestWatch_BeginsAnewWhenTheIndexGoesBackwards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		f.index = 1000
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1")
+		f.set(func(f *fakeConsul) { f.index, f.all = 5, at("b:1") })
+		time.Sleep(2 * minGap)
+		expect(t, w, FromAPI, "b:1")
+		f.mu.Lock()
+		last := f.queries[len(f.queries)-2:]
+		f.mu.Unlock()
+		if last[0] != 0 || last[1] != 5 {
+			t.Errorf("after the index went back to 5 the queries had %d", last)
+		}
+	})
+}
+
+func TestNextIndex_NeverKeepsOneThatWentBackwards(t *testing.T) {
+	for _, c := range []struct{ last, got, want uint64 }{{0, 0, 0}, {0, 7, 7}, {7, 7, 7}, {7, 8, 8}, {8, 7, 0}, {8, 0, 0}, {8, 1, 0}} {
+		if got := nextIndex(c.last, c.got); got != c.want {
+			t.Errorf("nextIndex(%d, %d) = %d, want %d", c.last, c.got, got, c.want)
+		}
+	}
+}
+
+func TestWatch_FallsBackToDNSAndThenToWhatItRemembers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1")
+
+		f.set(func(f *fakeConsul) { f.apiErr, f.all = errBroken, at("b:1") })
+		time.Sleep(time.Second)
+		expect(t, w, FromDNS, "b:1")
+		f.set(func(f *fakeConsul) { f.all = at("c:1") })
+		time.Sleep(time.Second)
+		expect(t, w, FromDNS, "c:1")
+
+		f.set(func(f *fakeConsul) { f.dnsErr = errBroken })
+		time.Sleep(24 * time.Hour)
+		expect(t, w, FromRemembered, "c:1")
+		status := w.Status()
+		if status.Age < 23*time.Hour || !strings.Contains(status.LastError, errBroken.Error()) || time.Since(status.LastErrorAt) > lastRetry {
+			t.Errorf("after a day without Consul the status is %+v", status)
+		}
+
+		f.set(func(f *fakeConsul) { f.apiErr, f.dnsErr, f.all = nil, nil, at("d:1") })
+		time.Sleep(lastRetry)
+		expect(t, w, FromAPI, "d:1")
+		if age := w.Status().Age; age > lastRetry {
+			t.Errorf("age is %s", age)
+		}
+	})
+}
+
+func TestWatch_AsksOnlyWhereItsModeAllows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{Mode: DNS})
+		expect(t, w, FromDNS, "a:1")
+		f.set(func(f *fakeConsul) { f.all = at("b:1") })
+		time.Sleep(time.Second)
+		expect(t, w, FromDNS, "b:1")
+		if n := f.count(); n > 0 {
+			t.Errorf("asked the API %d times", n)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{Mode: API})
+		expect(t, w, FromAPI, "a:1")
+		f.set(func(f *fakeConsul) { f.apiErr, f.all = errBroken, at("b:1") })
+		time.Sleep(time.Minute)
+		expect(t, w, FromRemembered, "a:1")
+		if f.asked > 0 {
+			t.Errorf("asked DNS %d times", f.asked)
+		}
+	})
+}
+
+func TestWatch_DoesNotBelieveAtOnceThatAllInstancesAreGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1", "b:1")...)
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1 b:1")
+		f.set(func(f *fakeConsul) { f.all = []Instance{} }) // as from a Consul that lost its state
+		time.Sleep(DefaultHoldEmpty - time.Second)
+		expect(t, w, FromRemembered, "a:1 b:1")
+		f.set(func(f *fakeConsul) { f.all = at("b:1") })
+		time.Sleep(minGap)
+		expect(t, w, FromAPI, "b:1")
+
+		f.set(func(f *fakeConsul) { f.all = []Instance{{Addr: "b:1", Health: Critical}} })
+		time.Sleep(DefaultHoldEmpty - time.Second)
+		expect(t, w, FromRemembered, "b:1")
+		time.Sleep(3 * time.Second)
+		expect(t, w, FromAPI, "")
+		if _, err := w.Pick(); !errors.Is(err, ErrNoInstances) {
+			t.Errorf("Pick gives %v", err)
+		}
+		if !w.Keep("b:1") {
+			t.Error("a connection is given up although nothing better is known")
+		}
+		n := f.count()
+		time.Sleep(time.Hour)
+		if n = f.count() - n; n > 125 {
+			t.Errorf("%d queries in an hour in which nothing changed", n)
+		}
+	})
+}
+
+func TestWatch_BelievesAnEmptyCatalogueOnlyIfItSaysSoWithoutAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1")
+		f.set(func(f *fakeConsul) { f.all = []Instance{} })
+		time.Sleep(DefaultHoldEmpty / 2)
+		f.set(func(f *fakeConsul) { f.apiErr, f.dnsErr = errBroken, errBroken })
+		time.Sleep(DefaultHoldEmpty)
+		f.set(func(f *fakeConsul) { f.apiErr = nil })
+		time.Sleep(DefaultHoldEmpty - lastRetry - time.Second)
+		expect(t, w, FromRemembered, "a:1")
+	})
+}
+
+func TestWatch_NeverGivesOutWhatIsInMaintenance(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1", "b:1")...)
+		w := follow(t, f, Config{})
+		expect(t, w, FromAPI, "a:1 b:1")
+		f.set(func(f *fakeConsul) {
+			f.all = []Instance{{Addr: "a:1", Health: Maintenance}, {Addr: "b:1", Health: Critical}}
+		})
+		time.Sleep(minGap)
+		expect(t, w, FromRemembered, "b:1")
+		f.set(func(f *fakeConsul) {
+			f.all = []Instance{{Addr: "a:1", Health: Maintenance}, {Addr: "b:1", Health: Maintenance}}
+		})
+		time.Sleep(minGap)
+		expect(t, w, FromAPI, "")
+	})
+}
+
+func TestWatch_WaitsForTheFirstAnswerAndForNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1")...)
+		f.apiErr, f.dnsErr = errBroken, errBroken
+		w := follow(t, f, Config{})
+		if _, err := w.Pick(); !errors.Is(err, ErrNoAnswer) {
+			t.Errorf("Pick gives %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		_, err := w.Instances(ctx)
+		if !errors.Is(err, ErrNoAnswer) || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), errBroken.Error()) {
+			t.Errorf("got %v", err)
+		}
+		go func() {
+			time.Sleep(time.Minute)
+			f.set(func(f *fakeConsul) { f.apiErr = nil })
+		}()
+		began := time.Now()
+		if all, err := w.Instances(t.Context()); err != nil || addrs(all) != "a:1" {
+			t.Errorf("got %v, %v", all, err)
+		}
+		if took := time.Since(began); took < time.Minute || took > time.Minute+lastRetry {
+			t.Errorf("took %s", took)
+		}
+		f.set(func(f *fakeConsul) { f.apiErr = errBroken })
+		cancel()
+		if all, err := w.Instances(ctx); err != nil || addrs(all) != "a:1" {
+			t.Errorf("with an ended context and an answer in memory: %v, %v", all, err)
+		}
+	})
+}
+
+func TestWatch_TellsOfChangesAndOnlyOfChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeConsul(at("a:1", "b:1")...)
+		w := follow(t, f, Config{})
+		synctest.Wait()
+		changed := w.Changed()
+		f.set(func(*fakeConsul) {})
+		time.Sleep(10 * time.Minute)
+		select {
+		case <-changed:
+			t.Error("told of a change although there was none")
+		default:
+		}
+		if !w.Keep("a:1") {
+			t.Error("a place that is in the catalogue is not kept")
+		}
+		f.set(func(f *fakeConsul) { f.all = at("b:1") })
+		<-changed
+		if w.Keep("a:1") || !w.Keep("b:1") {
+			t.Error("a place that left is kept, or one that stayed is not")
+		}
+	})
+}
+
+func TestWatch_RunsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := follow(t, newFakeConsul(at("a:1")...), Config{})
+		synctest.Wait()
+		if err := w.Run(t.Context()); err == nil {
+			t.Error("a second Run is allowed")
+		}
+	})
+}
+
+func TestWatch_ServesATruncatedDNSAnswerAndSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWatch(t, Config{Mode: DNS})
+		w.askDNS = func(context.Context) ([]Instance, error) { return at("a:1"), errTruncated }
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go w.Run(ctx)
+		expect(t, w, FromDNS, "a:1")
+		if w.Status().LastError != errTruncated.Error() {
+			t.Errorf("status is %+v", w.Status())
+		}
+	})
+}
+
+func TestPick_SpreadsEvenlyAndAllocatesNothing(t *testing.T) {
+	for _, n := range []int{1, 10, 1000} {
+		w := newWatch(t, Config{}, many(n)...)
+		counts := make(map[string]int)
+		for range 10 * n {
+			i, err := w.Pick()
+			if err != nil {
+				t.Fatal(err)
+			}
+			counts[i.Addr]++
+		}
+		for addr, got := range counts {
+			if got != 10 {
+				t.Errorf("%d instances: %s was picked %d times of %d", n, addr, got, 10*n)
+			}
+		}
+		if allocs := testing.AllocsPerRun(100, func() { _, _ = w.Pick() }); allocs != 0 {
+			t.Errorf("%d instances: Pick allocates %v times", n, allocs)
+		}
+		if allocs := testing.AllocsPerRun(100, func() { w.Keep("10.0.0.1:80") }); allocs != 0 {
+			t.Errorf("%d instances: Keep allocates %v times", n, allocs)
+		}
+	}
+	empty := newWatch(t, Config{})
+	if allocs := testing.AllocsPerRun(100, func() { _, _ = empty.Pick() }); allocs != 0 {
+		t.Errorf("Pick without an answer allocates %v times", allocs)
+	}
+}
+
+func TestWatch_MayBeUsedByAllAtOnce(t *testing.T) {
+	w := newWatch(t, Config{})
+	var calls atomic.Int64
+	w.askAPI = func(ctx context.Context, _ uint64, _ time.Duration) (answer, error) {
+		n := calls.Add(1)
+		return answer{all: many(int(n%5 + 1)), index: uint64(n)}, nil
+	}
+	stop := run(t, w.Run)
+	var users sync.WaitGroup
+	for range 8 {
+		users.Go(func() {
+			for range 2000 {
+				if _, err := w.Instances(t.Context()); err != nil {
+					t.Error(err)
+				}
+				_, _ = w.Pick()
+				w.Keep("10.0.0.1:80")
+				_ = w.Status()
+				_ = w.Changed()
+			}
+		})
+	}
+	users.Wait()
+	stop()
+}
