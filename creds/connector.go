@@ -32,6 +32,8 @@ func (c connector) Driver() driver.Driver { return mysql.MySQLDriver{} }
 // Connect opens a session with the current credentials.
 func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	cn := &conn{s: c.s, fresh: true, idle: true}
+	cn.mu.Lock() // from the dial on, a drain may look at it
+	defer cn.mu.Unlock()
 	if err := cn.dial(ctx); err != nil {
 		return nil, err
 	}
@@ -73,8 +75,7 @@ func (e unsentError) Unsent() bool { return true }
 // Is makes database/sql try once more while the caller still waits. After that its own error would hide ours.
 func (e unsentError) Is(target error) bool { return e.again && target == driver.ErrBadConn }
 
-// dial opens a session with the current credentials and counts it in their generation. The caller holds mu or is the only
-// one to know c.
+// dial opens a session with the current credentials and counts it in their generation. The caller holds mu.
 func (c *conn) dial(ctx context.Context) error {
 	if err := c.dialCurrent(ctx); err != nil {
 		return unsentError{err, ctx.Err() == nil}

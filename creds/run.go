@@ -303,12 +303,16 @@ func (k *keeper) worthTrying(ctx context.Context) error {
 	return nil
 }
 
-// free reports whether this attempt costs nothing: the first after a generation that worked, or ever. All others are capped.
+// free reports whether this attempt costs nothing. Attempts are capped after Vault refused one, and after the server refused a
+// user that had never worked or that may do nothing.
 func (k *keeper) free() bool {
-	if k.refused {
+	switch {
+	case k.refused:
 		return false
+	case k.cur == nil || !k.cur.ended.Load():
+		return true
 	}
-	return k.cur == nil || k.cur.proven.Load() && fate(k.cur.fate.Load()) != grantsMissing
+	return k.cur.proven.Load() && fate(k.cur.fate.Load()) != grantsMissing
 }
 
 // login makes sure that there is a token that no lease hangs on yet.

@@ -467,3 +467,18 @@ func TestSource_LeavesAnAddressThatIsNotKept(t *testing.T) {
 		}
 	})
 }
+
+func TestSource_RotatesAsOftenAsItIsAskedTo(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		s, _, _ := start(t, w)
+		began := time.Now()
+		for range 100 { // no statement in between proves that the credentials work
+			if err := s.Rotate(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if d := time.Since(began); d > time.Second {
+			t.Errorf("100 rotations took %v", d)
+		}
+	})
+}
