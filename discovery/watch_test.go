@@ -183,7 +183,7 @@ func TestWatch_BeginsAnewWhenTheIndexGoesBackwards(t *testing.T) {
 		w := follow(t, f, Config{})
 		expect(t, w, FromAPI, "a:1")
 		f.set(func(f *fakeConsul) { f.index, f.all = 5, at("b:1") })
-		time.Sleep(2 * minGap)
+		time.Sleep(3 * minGap)
 		expect(t, w, FromAPI, "b:1")
 		f.mu.Lock()
 		last := f.queries[len(f.queries)-2:]
