@@ -68,6 +68,31 @@ func TestDecode_TellsTodosFromEverythingElse(t *testing.T) {
 	}
 }
 
+func TestDecode_SaysWhatItFound(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"content":null}`:                      "content must be a string, not null",
+		`{"content":7}`:                         "content must be a string, not a number",
+		`{"content":[]}`:                        "content must be a string, not an array",
+		`{"status":{}}`:                         "status must be a string, not an object",
+		`{"status":false}`:                      "status must be a string, not a boolean",
+		`{"due":1}`:                             "due is not a field of a todo",
+		`{"a\nb":1}`:                            `"a\nb" is not a field of a todo`,
+		`{"":1}`:                                `"" is not a field of a todo`,
+		`{"id":1,"id":2}`:                       "id is given twice",
+		`{"content":"x"`:                        "the body is not JSON: unexpected end of JSON input (byte 14)",
+		`{"content":"x"} {}`:                    "the body is not JSON: invalid character '{' after top-level value (byte 17)",
+		``:                                      "the body is empty: a JSON object is wanted",
+		`[]`:                                    "the body must be a JSON object",
+		"{\"content\":\"\xff\"}":                "the body is not valid UTF-8",
+		`{"content":"\udead"}`:                  `the body has a \u escape that is half a character`,
+		`{"` + strings.Repeat("x", 99) + `":1}`: strings.Repeat("x", 40) + "… is not a field of a todo",
+	} {
+		if _, err := decodeNew([]byte(body)); err == nil || err.Error() != want {
+			t.Errorf("%q: %v, want %s", body, err, want)
+		}
+	}
+}
+
 func verdict(draft Draft, err error) string {
 	var invalid *InvalidError
 	var notJSON *notJSONError

@@ -31,8 +31,8 @@ const (
 // Client calls the service. It may be used by many goroutines.
 //
 // A Client sends every request once. To spread requests over instances and to send them again where that is safe, give it an
-// http.Client whose Transport does so: every request that may be sent again has an idempotent method or an
-// Idempotency-Key, and a body that http.Request.GetBody returns anew.
+// http.Client whose Transport does so: every request of a Client has an idempotent method or an Idempotency-Key, and a body
+// that http.Request.GetBody returns anew. An error of such a Transport that has a method NotSent() bool is believed.
 //
 // Every method returns ErrUnavailable if nothing was done, and the writing ones ErrOutcomeUnknown if that is not certain.
 // Whatever the service itself answered is an *AnswerError as well, which says more. If the request was given up because ctx
@@ -217,7 +217,7 @@ func (c *Client) do(ctx context.Context, call call) error {
 	}
 	response, err := c.http.Do(request)
 	if err != nil {
-		return call.lost(err, !sent.Load() && neverSent(err))
+		return call.lost(err, neverSent(err, sent.Load()))
 	}
 	defer response.Body.Close()
 	if response.StatusCode != call.want {
@@ -265,15 +265,15 @@ func (c call) lost(err error, unsent bool) error {
 	return fmt.Errorf("%s %s: %w: %w", c.method, c.path, ErrUnavailable, err)
 }
 
-// neverSent reports whether err proves that the request did not leave: no connection could be made for it. A transport of
-// another kind says the same with a method NotSent() bool on its error.
-func neverSent(err error) bool {
+// neverSent reports whether err proves that the request did not leave. A transport that sends requests several times says so itself
+// with a method NotSent() bool on its error. Of any other, a failed dial is the proof, unless some try had a connection before.
+func neverSent(err error, hadConnection bool) bool {
 	var transport interface{ NotSent() bool }
 	if errors.As(err, &transport) {
 		return transport.NotSent()
 	}
 	var network *net.OpError
-	return errors.As(err, &network) && network.Op == "dial"
+	return !hadConnection && errors.As(err, &network) && network.Op == "dial"
 }
 
 // refused makes an error of an answer that is not what was wanted. The body may be cut, or anything at all: then the status is what

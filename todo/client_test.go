@@ -213,6 +213,24 @@ func TestClient_BelievesATransportThatSaysWhetherItSent(t *testing.T) {
 	}
 }
 
+func TestClient_RemembersThatAnEarlierTryWasSent(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	t.Cleanup(server.Close)
+	refused := &net.OpError{Op: "dial", Err: errors.New("connection refused")}
+	c, err := NewClient(server.URL, &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+		if _, err := server.Client().Transport.RoundTrip(r); err == nil {
+			t.Error("the first try was answered")
+		}
+		return nil, refused // By the instance that was tried next.
+	})})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(t.Context(), 1); !errors.Is(err, ErrOutcomeUnknown) {
+		t.Errorf("delete: %v", err)
+	}
+}
+
 func TestClient_LetsATransportSendEveryRequestAgain(t *testing.T) {
 	store := newFakeStore("x")
 	server := httptest.NewServer(newService(t, store))

@@ -5,38 +5,54 @@ import (
 	"database/sql"
 	"fmt"
 	"log/slog"
-	"os"
+	"net"
+	"os/user"
 	"strings"
 	"testing"
 
+	"example.com/todo/internal/labtest"
 	"example.com/todo/todo"
 
 	"github.com/go-sql-driver/mysql"
+	"go.uber.org/goleak"
 )
 
-// server is the one place that knows where the tests' MySQL or MariaDB is and who may create databases and users there.
-func server(t *testing.T) *mysql.Config {
+// shared is the lab whose database all tests of this package use, each with a schema and users of its own.
+var shared = labtest.NewShared(labtest.Options{MySQL: 1})
+
+func TestMain(m *testing.M) {
+	// The package promises to own no goroutine, so none may be left when its tests have ended.
+	goleak.VerifyTestMain(shared.Main(m))
+}
+
+// server is how the administrator of the lab's database reaches it.
+func server(t *testing.T) (config *mysql.Config, address string) {
 	t.Helper()
-	if testing.Short() {
-		t.Skip("needs MySQL or MariaDB")
-	}
-	config, err := mysql.ParseDSN(os.Getenv("TODO_TEST_DSN"))
+	lab := shared.Lab(t)
+	socket, err := lab.MySQLSocket()
 	if err != nil {
-		t.Fatalf("TODO_TEST_DSN: %v", err)
+		t.Fatal(err)
 	}
-	return config
+	who, err := user.Current()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config = mysql.NewConfig()
+	config.Net, config.Addr, config.User = "unix", socket, who.Username
+	return config, net.JoinHostPort(lab.Addr("mysql"), "3306")
 }
 
 // database is an empty database of one test, as its administrator sees it.
 type database struct {
 	*sql.DB
-	name   string
-	config *mysql.Config
+	name    string
+	config  *mysql.Config
+	address string // Where users without the administrator's rights connect.
 }
 
 func newDatabase(t *testing.T) *database {
 	t.Helper()
-	config := server(t)
+	config, address := server(t)
 	config.ClientFoundRows = true
 	config.Logger = &mysql.NopLogger{} // Connections are lost on purpose.
 	config.DBName = ""
@@ -45,7 +61,7 @@ func newDatabase(t *testing.T) *database {
 	must(t, plain, "CREATE DATABASE "+name)
 	t.Cleanup(func() { must(t, plain, "DROP DATABASE "+name) })
 	config.DBName = name
-	return &database{open(t, config), name, config}
+	return &database{open(t, config), name, config, address}
 }
 
 // newMigrated returns a database with the schema, and the administrator's store on it.
@@ -61,12 +77,12 @@ func newMigrated(t *testing.T) (*database, *todo.Store) {
 // as returns the database as a new user sees it, who has these privileges only: "SELECT, INSERT ON todo".
 func (d *database) as(t *testing.T, privileges string) (*sql.DB, string) {
 	t.Helper()
-	user := "u" + strings.ToLower(rand.Text()[:12])
+	name := "u" + strings.ToLower(rand.Text()[:12])
 	what, table, _ := strings.Cut(privileges, " ON ")
-	must(t, d.DB, fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY 'pw'", user))
-	t.Cleanup(func() { must(t, d.DB, fmt.Sprintf("DROP USER IF EXISTS '%s'@'%%'", user)) })
-	must(t, d.DB, fmt.Sprintf("GRANT %s ON %s.%s TO '%s'@'%%'", what, d.name, table, user))
-	return d.with(t, func(c *mysql.Config) { c.User, c.Passwd = user, "pw" }), user
+	must(t, d.DB, fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY 'pw'", name))
+	t.Cleanup(func() { must(t, d.DB, fmt.Sprintf("DROP USER IF EXISTS '%s'@'%%'", name)) })
+	must(t, d.DB, fmt.Sprintf("GRANT %s ON %s.%s TO '%s'@'%%'", what, d.name, table, name))
+	return d.with(t, func(c *mysql.Config) { c.Net, c.Addr, c.User, c.Passwd = "tcp", d.address, name, "pw" }), name
 }
 
 // with returns another pool of connections to the database.

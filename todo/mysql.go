@@ -249,6 +249,11 @@ func mayHaveRun(err error) bool {
 	if errors.Is(err, driver.ErrBadConn) {
 		return false // By the contract of database/sql: the driver is sure that the server did nothing.
 	}
+	// A connector may know more: that an earlier attempt was refused, and that there was no connection for another.
+	var connector interface{ Unsent() bool }
+	if errors.As(err, &connector) && connector.Unsent() {
+		return false
+	}
 	var refused *mysql.MySQLError
 	if !errors.As(err, &refused) {
 		return true // No answer, or one that makes no sense.

@@ -93,6 +93,7 @@ func TestStore_SaysOfEveryFailureWhetherAWriteMayHaveHappened(t *testing.T) {
 		{"no connection", fakeDriver{dial: func(context.Context) error { return &net.OpError{Op: "dial", Err: errors.New("refused")} }}, ErrUnavailable},
 		{"no credentials", fakeDriver{dial: func(context.Context) error { return errors.New("vault is sealed") }}, ErrUnavailable},
 		{"dead connection", exec(driver.ErrBadConn), ErrUnavailable},
+		{"refused, then no connection", exec(unsent{context.Canceled}), ErrUnavailable},
 		{"connection lost", exec(mysql.ErrInvalidConn), ErrOutcomeUnknown},
 		{"connection reset", exec(&net.OpError{Op: "read", Err: io.ErrUnexpectedEOF}), ErrOutcomeUnknown},
 		{"nonsense received", exec(mysql.ErrMalformPkt), ErrOutcomeUnknown},
@@ -118,6 +119,11 @@ func TestStore_SaysOfEveryFailureWhetherAWriteMayHaveHappened(t *testing.T) {
 		})
 	}
 }
+
+// unsent is what a connector says that has no connection left for one more attempt.
+type unsent struct{ error }
+
+func (unsent) Unsent() bool { return true }
 
 func exec(err error) fakeDriver {
 	return fakeDriver{exec: func(context.Context) (driver.Result, error) { return nil, err }}
