@@ -32,6 +32,7 @@ func TestReal(t *testing.T) {
 	t.Run("a genuine lack of privilege surfaces", func(t *testing.T) { testGenuineDenial(t, s) })
 	t.Run("prepared statements survive", func(t *testing.T) { testPrepared(t, s) })
 	t.Run("a broken role is not asked again and again", func(t *testing.T) { testBrokenRole(t, s) })
+	t.Run("a vault that refuses is not asked again and again", func(t *testing.T) { testVaultRefuses(t, s) })
 	t.Run("mysql restarted", func(t *testing.T) { testMySQLRestart(t, s) })
 	t.Run("mysql down for ten leases", func(t *testing.T) { testMySQLDown(t, s) })
 	t.Run("many sources, one vault", func(t *testing.T) { testManySources(t, s) })
@@ -257,6 +258,38 @@ func testBrokenRole(t *testing.T, s *stand) {
 	}
 	if n := seen.total("/v1/auth/approle/login"); n > 10 {
 		t.Errorf("%d logins: a hot loop", n)
+	}
+}
+
+// testVaultRefuses takes from Vault the right to make users, so that it answers 500, and lets the lease reach its maximum.
+func testVaultRefuses(t *testing.T, s *stand) {
+	a := s.app(t, times{lease: 2 * time.Second, leaseMax: 4 * time.Second, token: time.Hour, tokenMax: time.Hour})
+	seen := a.counted()
+	src, db, _ := a.run(t)
+	s.exec(t, "REVOKE CREATE USER ON *.* FROM 'vault'@'%'")
+	s.disconnect(t, "vault") // a session keeps the global privileges that it began with
+	t.Cleanup(func() {
+		_, _ = s.root.Exec("GRANT CREATE USER ON *.* TO 'vault'@'%'")
+		s.disconnect(t, "vault")
+	})
+	mints := seen.total("/v1/database/creds/" + a.role)
+	deadline := time.Now().Add(time.Duration(soak(300, 20)) * time.Second)
+	worked := 0
+	for time.Now().Before(deadline) {
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		if _, err := db.ExecContext(ctx, "INSERT INTO "+a.table+" (n) VALUES (1)"); err == nil {
+			worked++
+		}
+		cancel()
+		<-time.After(20 * time.Millisecond) // one client, not a benchmark
+	}
+	n := seen.total("/v1/database/creds/"+a.role) - mints
+	t.Logf("%d mints, state %s, %d statements worked; calls %v", n, src.Status().State, worked, seen.seen)
+	if n < 1 || n > 3 {
+		t.Errorf("%d mints, want 1 to 3 in five minutes", n)
+	}
+	if src.Status().LastError == "" {
+		t.Error("the status does not say what is wrong")
 	}
 }
 

@@ -36,7 +36,7 @@ type stand struct {
 	vault *vault.Client // with the root token; its address is set before each use
 }
 
-func newStand(t *testing.T, vaults int) *stand {
+func newStand(t testing.TB, vaults int) *stand {
 	t.Helper()
 	l := labtest.Start(t, labtest.Options{Consul: 1, Vault: vaults, MySQL: 1})
 	root, err := l.MySQL()
@@ -54,7 +54,7 @@ func newStand(t *testing.T, vaults int) *stand {
 	return s
 }
 
-func (s *stand) exec(t *testing.T, statements ...string) {
+func (s *stand) exec(t testing.TB, statements ...string) {
 	t.Helper()
 	for _, q := range statements {
 		if _, err := s.root.ExecContext(t.Context(), q); err != nil {
@@ -63,8 +63,32 @@ func (s *stand) exec(t *testing.T, statements ...string) {
 	}
 }
 
+// disconnect ends a user's sessions.
+func (s *stand) disconnect(t testing.TB, user string) {
+	t.Helper()
+	ctx := context.WithoutCancel(t.Context())
+	rows, err := s.root.QueryContext(ctx, "SELECT id FROM information_schema.processlist WHERE user = ?", user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		_, _ = s.root.ExecContext(ctx, fmt.Sprintf("KILL %d", id)) // it may have gone by itself
+	}
+}
+
 // client asks whichever Vault is active.
-func (s *stand) client(t *testing.T) *vault.Client {
+func (s *stand) client(t testing.TB) *vault.Client {
 	t.Helper()
 	c, err := s.lab.VaultClient(context.WithoutCancel(t.Context()))
 	if err != nil {
@@ -73,7 +97,7 @@ func (s *stand) client(t *testing.T) *vault.Client {
 	return c
 }
 
-func (s *stand) write(t *testing.T, path string, data map[string]any) *vault.Secret {
+func (s *stand) write(t testing.TB, path string, data map[string]any) *vault.Secret {
 	t.Helper()
 	sec, err := s.client(t).Logical().WriteWithContext(context.WithoutCancel(t.Context()), path, data)
 	if err != nil {
@@ -120,7 +144,7 @@ type app struct {
 
 var apps atomic.Int32
 
-func (s *stand) app(t *testing.T, d times) *app {
+func (s *stand) app(t testing.TB, d times) *app {
 	t.Helper()
 	name := fmt.Sprintf("app%d", apps.Add(1))
 	a := &app{stand: s, table: "todo." + name, role: name}
@@ -160,7 +184,7 @@ path "sys/leases/renew"       { capabilities = ["update"] }`, name))
 	return a
 }
 
-func (a *app) grant(t *testing.T, d times, grants ...string) {
+func (a *app) grant(t testing.TB, d times, grants ...string) {
 	t.Helper()
 	a.stand.write(t, "database/roles/"+a.role, map[string]any{
 		"db_name":               "mysql",
@@ -173,7 +197,7 @@ func (a *app) grant(t *testing.T, d times, grants ...string) {
 func seconds(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds())) }
 
 // run starts a source and a pool; both end with the test, or when stop is called.
-func (a *app) run(t *testing.T) (src *creds.Source, db *sql.DB, stop func()) {
+func (a *app) run(t testing.TB) (src *creds.Source, db *sql.DB, stop func()) {
 	t.Helper()
 	src, err := creds.New(a.cfg)
 	if err != nil {
@@ -211,7 +235,7 @@ type load struct {
 }
 
 // work starts workers: each inserts, reads and updates single statements; every eighth runs transactions instead.
-func (a *app) work(t *testing.T, db *sql.DB, workers int) *load {
+func (a *app) work(t testing.TB, db *sql.DB, workers int) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	l := &load{errors: map[string]int{}, cancel: cancel}
@@ -244,7 +268,7 @@ func (l *load) count(ok, failed *atomic.Int64, err error) {
 }
 
 // stop ends the load and fails the test if any operation failed.
-func (l *load) stop(t *testing.T) {
+func (l *load) stop(t testing.TB) {
 	t.Helper()
 	l.cancel()
 	l.wg.Wait()
@@ -288,7 +312,7 @@ func (a *app) transaction(ctx context.Context, db *sql.DB, w, n int) error {
 }
 
 // until polls a condition.
-func until(t *testing.T, limit time.Duration, what string, ok func() bool) time.Duration {
+func until(t testing.TB, limit time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
 	began := time.Now()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -303,7 +327,7 @@ func until(t *testing.T, limit time.Duration, what string, ok func() bool) time.
 }
 
 // users lists the database's users that Vault made for this app.
-func (a *app) users(t *testing.T) (users []string) {
+func (a *app) users(t testing.TB) (users []string) {
 	t.Helper()
 	rows, err := a.stand.root.QueryContext(context.WithoutCancel(t.Context()), "SELECT user FROM mysql.user WHERE user LIKE ?", "%-"+a.role+"-%")
 	if err != nil {
@@ -324,7 +348,7 @@ func (a *app) users(t *testing.T) (users []string) {
 }
 
 // leases counts the leases of this app in Vault.
-func (a *app) leases(t *testing.T) int {
+func (a *app) leases(t testing.TB) int {
 	t.Helper()
 	list, err := a.stand.client(t).Logical().ListWithContext(context.WithoutCancel(t.Context()), "sys/leases/lookup/database/creds/"+a.role)
 	if err != nil {

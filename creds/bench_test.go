@@ -1,0 +1,287 @@
+package creds_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/go-sql-driver/mysql"
+)
+
+// The benchmarks compare pools within one run and take turns in short phases, so that the machine's other work weighs on all
+// of them alike. Their figures are ratios, medians over the rounds; the benchmark's own time per operation means nothing.
+
+const (
+	rotateEvery = 250 * time.Millisecond
+	phase       = 500 * time.Millisecond
+)
+
+// BenchmarkThroughput sets a pool over leased credentials against the same pool on a fixed user.
+func BenchmarkThroughput(b *testing.B) {
+	s := newStand(b, 1)
+	a := s.app(b, times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour})
+	_, leased, _ := a.run(b)
+	fixed := a.fixed(b)
+	for _, workers := range []int{1, 8, 32, 128} {
+		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
+			for b.Loop() {
+				var ratios []float64
+				for range 2*soak(20, 5) + 1 {
+					f := a.measure(b, fixed, workers, phase)
+					l := a.measure(b, leased, workers, phase)
+					ratios = append(ratios, float64(l.ok)/float64(f.ok))
+				}
+				b.ReportMetric(median(ratios), "leased/fixed")
+			}
+		})
+	}
+}
+
+// BenchmarkRotationLatency sets the 99th percentile while credentials rotate against the one while they do not.
+func BenchmarkRotationLatency(b *testing.B) {
+	s := newStand(b, 1)
+	a := s.app(b, times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour})
+	src, db, _ := a.run(b)
+	for b.Loop() {
+		var ratios, mean []float64
+		failed := 0
+		for range 2*soak(20, 5) + 1 {
+			calm := a.measure(b, db, 8, 4*phase)
+			stop := rotating(b, src.Rotate)
+			busy := a.measure(b, db, 8, 4*phase)
+			stop()
+			failed += calm.failed + busy.failed
+			ratios = append(ratios, float64(busy.latency.ValueAtQuantile(99))/float64(calm.latency.ValueAtQuantile(99)))
+			mean = append(mean, float64(calm.latency.ValueAtQuantile(99)))
+		}
+		b.ReportMetric(median(ratios), "p99-rotating/calm")
+		b.ReportMetric(median(mean), "µs-p99-calm")
+		b.ReportMetric(float64(failed), "failed")
+	}
+}
+
+// BenchmarkAlternatives runs the same load, with a rotation every 250 ms, over the three ways to rotate.
+func BenchmarkAlternatives(b *testing.B) {
+	s := newStand(b, 1)
+	long := times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour}
+	b.Run("generations", func(b *testing.B) {
+		a := s.app(b, long)
+		src, db, _ := a.run(b)
+		a.report(b, src.Rotate, func() *sql.DB { return db })
+	})
+	b.Run("swap-and-close", func(b *testing.B) {
+		a := s.app(b, long)
+		u := &usual{app: a}
+		var pool atomic.Pointer[sql.DB]
+		swap := func(ctx context.Context) error {
+			if err := u.lease(ctx); err != nil {
+				return err
+			}
+			if old := pool.Swap(u.open(false)); old != nil {
+				_ = old.Close()
+			}
+			return u.revokeOld(ctx)
+		}
+		if err := swap(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		defer func() { _ = pool.Load().Close() }()
+		a.report(b, swap, pool.Load)
+	})
+	b.Run("new-connections-only", func(b *testing.B) {
+		a := s.app(b, long)
+		u := &usual{app: a}
+		change := func(ctx context.Context) error {
+			if err := u.lease(ctx); err != nil {
+				return err
+			}
+			return u.revokeOld(ctx)
+		}
+		if err := change(b.Context()); err != nil {
+			b.Fatal(err)
+		}
+		db := u.open(true)
+		defer db.Close() //nolint:errcheck // the benchmark is over
+		a.report(b, change, func() *sql.DB { return db })
+	})
+}
+
+func (a *app) report(b *testing.B, rotate func(context.Context) error, pool func() *sql.DB) {
+	b.Helper()
+	for b.Loop() {
+		stop := rotating(b, rotate)
+		m := a.measureOn(b, pool, 32, time.Duration(soak(15, 5))*time.Second)
+		rotations := stop()
+		b.ReportMetric(float64(m.ok), "ok")
+		b.ReportMetric(float64(m.failed), "failed")
+		b.ReportMetric(float64(rotations), "rotations")
+	}
+}
+
+// rotating rotates every 250 ms until stopped.
+func rotating(b *testing.B, rotate func(context.Context) error) (stop func() int) {
+	ctx, cancel := context.WithCancel(b.Context())
+	var wg sync.WaitGroup
+	n := 0
+	wg.Go(func() {
+		tick := time.NewTicker(rotateEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := rotate(ctx); err != nil && ctx.Err() == nil {
+				b.Errorf("rotate: %v", err)
+			}
+			n++
+		}
+	})
+	return func() int { cancel(); wg.Wait(); return n }
+}
+
+type measurement struct {
+	ok, failed int
+	latency    *hdrhistogram.Histogram // µs
+}
+
+func (a *app) measure(b *testing.B, db *sql.DB, workers int, d time.Duration) measurement {
+	return a.measureOn(b, func() *sql.DB { return db }, workers, d)
+}
+
+// measureOn runs single-statement operations for a while.
+func (a *app) measureOn(b *testing.B, pool func() *sql.DB, workers int, d time.Duration) measurement {
+	b.Helper()
+	const slowest = 60_000_000
+	all := measurement{latency: hdrhistogram.New(1, slowest, 3)}
+	deadline := time.Now().Add(d)
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			m := measurement{latency: hdrhistogram.New(1, slowest, 3)}
+			for n := 0; ; n++ {
+				began := time.Now()
+				if began.After(deadline) {
+					break
+				}
+				if err := a.operation(b.Context(), pool(), w, n); err != nil {
+					m.failed++
+				} else {
+					m.ok++
+				}
+				_ = m.latency.RecordValue(max(1, time.Since(began).Microseconds()))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all.ok, all.failed = all.ok+m.ok, all.failed+m.failed
+			all.latency.Merge(m.latency)
+		})
+	}
+	wg.Wait()
+	return all
+}
+
+func median(v []float64) float64 {
+	for i := range v { // few values: the plainest sort
+		for j := i; j > 0 && v[j] < v[j-1]; j-- {
+			v[j], v[j-1] = v[j-1], v[j]
+		}
+	}
+	return v[len(v)/2]
+}
+
+// fixed is a pool on a user of its own that nobody revokes.
+func (a *app) fixed(b *testing.B) *sql.DB {
+	b.Helper()
+	a.stand.exec(b, "CREATE USER 'fixed-"+a.role+"'@'%' IDENTIFIED BY 'fixed'",
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON "+a.table+" TO 'fixed-"+a.role+"'@'%'")
+	cfg := a.cfg.MySQL.Clone()
+	cfg.Net, cfg.Addr, cfg.User, cfg.Passwd = "tcp", a.stand.lab.Addr("mysql")+":3306", "fixed-"+a.role, "fixed"
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return sized(b, sql.OpenDB(c))
+}
+
+func sized(b *testing.B, db *sql.DB) *sql.DB {
+	db.SetMaxOpenConns(16)
+	db.SetMaxIdleConns(16)
+	if b != nil {
+		b.Cleanup(func() { _ = db.Close() })
+	}
+	return db
+}
+
+// usual is what services do without this package: read a user from Vault, use it, revoke the one before.
+type usual struct {
+	app *app
+
+	mu             sync.Mutex
+	user, password string
+	now, old       string // lease ids
+}
+
+func (u *usual) lease(ctx context.Context) error {
+	c, err := u.app.stand.lab.VaultClient(ctx)
+	if err != nil {
+		return err
+	}
+	sec, err := c.Logical().ReadWithContext(ctx, "database/creds/"+u.app.role)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.user, u.password = sec.Data["username"].(string), sec.Data["password"].(string)
+	u.old, u.now = u.now, sec.LeaseID
+	return nil
+}
+
+func (u *usual) revokeOld(ctx context.Context) error {
+	if u.old == "" {
+		return nil
+	}
+	c, err := u.app.stand.lab.VaultClient(ctx)
+	if err != nil {
+		return err
+	}
+	return c.Sys().RevokeWithContext(ctx, u.old)
+}
+
+func (u *usual) login(cfg *mysql.Config) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	cfg.User, cfg.Passwd = u.user, u.password
+}
+
+// open makes a pool on the present user or, if late, on whoever is the user when a connection is made.
+func (u *usual) open(late bool) *sql.DB {
+	cfg := u.app.cfg.MySQL.Clone()
+	cfg.Net, cfg.Addr = "tcp", u.app.stand.lab.Addr("mysql")+":3306"
+	u.login(cfg)
+	if late {
+		_ = cfg.Apply(mysql.BeforeConnect(func(_ context.Context, cfg *mysql.Config) error {
+			u.login(cfg)
+			return nil
+		}))
+	}
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		return sql.OpenDB(broken{err})
+	}
+	return sized(nil, sql.OpenDB(c))
+}
+
+type broken struct{ err error }
+
+func (b broken) Connect(context.Context) (driver.Conn, error) { return nil, b.err }
+func (b broken) Driver() driver.Driver                        { return nil }
