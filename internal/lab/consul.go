@@ -83,7 +83,7 @@ func serviceHealth(ctx context.Context, agent, service, node string) (string, er
 		Node   struct{ Node string }
 		Checks []struct{ Status string }
 	}
-	if err := getJSON(ctx, "http://"+agent+"/v1/health/service/"+service, &entries); err != nil {
+	if err := getJSON(ctx, "http://"+agent+"/v1/health/service/"+service+"?stale", &entries); err != nil {
 		return "", err
 	}
 	for _, e := range entries {
@@ -101,18 +101,26 @@ func serviceHealth(ctx context.Context, agent, service, node string) (string, er
 	return "", nil
 }
 
-// passing waits until a machine's own agent finds its service healthy.
+// passing asks whether a machine's service is healthy: by its own agent, which ran the checks, and then by the catalog,
+// where everybody else looks. The catalog alone may still hold what it knew before the machine was last stopped.
 func passing(m Machine) func(context.Context) error {
 	return func(ctx context.Context) error {
-		h, err := serviceHealth(ctx, m.Addr+":8500", m.Role, m.Name)
-		if err != nil {
-			return err
+		agent := m.Addr + ":8500"
+		if err := getJSON(ctx, "http://"+agent+"/v1/agent/health/service/name/"+m.Role, nil); err != nil {
+			return fmt.Errorf("its health checks do not pass: %w", err)
 		}
-		if h != "passing" {
-			return fmt.Errorf("Consul finds the service %s", orElse(h, "not registered"))
-		}
-		return nil
+		return seenFrom(ctx, agent, m)
 	}
+}
+
+// seenFrom asks an agent whether it finds a machine's service healthy. The answer may come from any Consul server, as it
+// does for the todos.
+func seenFrom(ctx context.Context, agent string, m Machine) error {
+	h, err := serviceHealth(ctx, agent, m.Role, m.Name)
+	if err == nil && h != "passing" {
+		err = fmt.Errorf("Consul finds %s %s", m.Name, orElse(h, "not registered"))
+	}
+	return err
 }
 
 // deleteVaultStorage empties the part of Consul's key-value store in which Vault keeps its data.

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
+	"example.com/todo/internal/lab/wait"
+	"example.com/todo/internal/operator"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -68,6 +69,14 @@ func (l *Lab) stopAll(ctx context.Context, report func(Event)) error {
 	if err != nil {
 		return err
 	}
+	// Nothing can end, or let go of something that is about to end, while it is held.
+	for _, p := range ps {
+		if p.paused() {
+			if err := p.signal(sigCont); err != nil && !errors.Is(err, os.ErrProcessDone) {
+				return err
+			}
+		}
+	}
 	var mu sync.Mutex
 	tell := func(e Event) {
 		if report != nil {
@@ -76,7 +85,7 @@ func (l *Lab) stopAll(ctx context.Context, report func(Event)) error {
 			report(e)
 		}
 	}
-	for _, stage := range l.stages() {
+	for _, stage := range l.stages(ctx) {
 		var g errgroup.Group
 		for _, u := range stage {
 			p, running := pick(ps, u.id())
@@ -86,12 +95,13 @@ func (l *Lab) stopAll(ctx context.Context, report func(Event)) error {
 			g.Go(func() error {
 				begun := time.Now()
 				tell(Event{Machine: u.machine.Name, Text: u.name + " stops"})
+				u.settle(ctx)
 				killed, err := u.stop(ctx, p)
 				text := u.name + " stopped" + took(begun)
 				if killed {
 					text = fmt.Sprintf("%s did not stop and was killed%s", u.name, took(begun))
 				}
-				tell(Event{Machine: u.machine.Name, Text: text, Warning: killed, Done: u == l.units(u.machine)[0]})
+				tell(Event{Machine: u.machine.Name, Text: text, Warning: killed, Done: u.id() == l.units(u.machine)[0].id()})
 				return err
 			})
 		}
@@ -108,16 +118,54 @@ func (l *Lab) stopAll(ctx context.Context, report func(Event)) error {
 }
 
 // stages are the lab's units in the order in which they stop: each stage at once, the services before the agents they
-// speak to, the Consul servers last.
-func (l *Lab) stages() [][]*unit {
-	stages := make([][]*unit, 5)
+// speak to, the Consul servers last. The active Vault goes before the standbys.
+func (l *Lab) stages(ctx context.Context) [][]*unit {
+	const todos, actives, standbys, database, agents, servers = 0, 1, 2, 3, 4, 5
+	stages := make([][]*unit, servers+1)
 	for _, m := range l.machines {
 		for _, u := range l.units(m) {
-			at := slices.Index([]string{RoleTodo, RoleVault, RoleMySQL, unitAgent, RoleConsul}, u.name)
+			at := map[string]int{RoleTodo: todos, RoleVault: standbys, RoleMySQL: database, unitAgent: agents, RoleConsul: servers}[u.name]
+			if u.name == RoleVault && isActive(ctx, m) {
+				at = actives
+			}
 			stages[at] = append(stages[at], u)
 		}
 	}
 	return stages
+}
+
+// settleWithin is how long a standby gets to take over from the active Vault that was just stopped. It needs less than a
+// second, unless the active one had crashed.
+const settleWithin = 3 * time.Second
+
+// settle lets a standby take over before it is stopped too. Stopped in the middle of that, it would leave with the lock in
+// its hands, and Consul withholds the lock of the dead for 15 s from the next start; stopped while it waits for the lock
+// of an active Vault, it would take 5 s.
+func (u *unit) settle(ctx context.Context) {
+	if u.name != RoleVault {
+		return
+	}
+	h, err := askVault(ctx, u.machine)
+	if err != nil || !h.Initialized || h.Sealed {
+		return
+	}
+	_ = wait.Within(ctx, settleWithin, askEvery, func(ctx context.Context) error { // if not, stopping only takes longer
+		if !isActive(ctx, u.machine) {
+			return errors.New("standing by")
+		}
+		return nil
+	})
+}
+
+func isActive(ctx context.Context, m Machine) bool {
+	h, err := askVault(ctx, m)
+	return err == nil && h.Active()
+}
+
+func askVault(ctx context.Context, m Machine) (operator.Health, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	return operator.AskHealth(ctx, vaultURL(m))
 }
 
 // wipe deletes what is the lab's in its directory, and the directory if nothing else is in it: somebody may have named

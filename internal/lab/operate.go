@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"example.com/todo/internal/lab/wait"
 	"example.com/todo/internal/operator"
 )
 
@@ -26,7 +27,12 @@ func (r *run) operate(ctx context.Context) error {
 	if err := r.initAndUnseal(ctx, vaults); err != nil {
 		return fmt.Errorf("operator: %w", err)
 	}
+	r.report(OperatorLine, "waits for an active Vault (after a crash the lock of the dead one lasts up to 45 s)", false)
+	if _, err := r.operator.Client(ctx); err != nil {
+		return fmt.Errorf("operator: %w", err)
+	}
 	for _, m := range r.lab.role(RoleMySQL) {
+		r.report(OperatorLine, "waits for the database", false)
 		if err := r.after(ctx, m.Name); err != nil {
 			return err
 		}
@@ -93,8 +99,18 @@ func (r *run) configure(ctx context.Context) error {
 	if err := r.operator.Configure(ctx); err != nil {
 		return err
 	}
-	if r.lab.state.Counts.Todo == 0 {
+	todos := r.lab.role(RoleTodo)
+	if len(todos) == 0 {
 		return nil
+	}
+	if err := r.after(ctx, todos[0].Name+"/"+unitAgent); err != nil { // by way of which the migration finds its way
+		return err
+	}
+	for _, m := range r.lab.role(RoleMySQL) {
+		err := wait.Within(ctx, answerWithin, askEvery, func(ctx context.Context) error { return seenFrom(ctx, todos[0].Addr+":8500", m) })
+		if err != nil {
+			return err
+		}
 	}
 	r.report(OperatorLine, "migrates the database", false)
 	return r.lab.migrate(ctx, r.operator)

@@ -123,20 +123,29 @@ func readStat(pid int) (stat, error) {
 	return s, err
 }
 
-// ended reports whether a process is gone. One that we started ourselves leaves its exit status until somebody takes it,
-// which is done here; status is then more than "".
+// ended reports whether a process is gone. One that we started ourselves leaves its exit status until somebody takes it:
+// that is done here, and whoever is first gets it as status.
 func (p process) ended() (gone bool, status string) {
-	var ws unix.WaitStatus
-	if pid, err := unix.Wait4(p.pid, &ws, unix.WNOHANG, nil); err == nil && pid == p.pid {
-		switch {
-		case ws.Signaled():
-			return true, "ended by " + ws.Signal().String()
-		default:
-			return true, fmt.Sprintf(endedWith, ws.ExitStatus())
-		}
-	}
 	s, err := readStat(p.pid)
-	return err != nil || s.start != p.start || s.state == 'Z' || s.state == 'X', ""
+	if err != nil || s.start != p.start {
+		return true, ""
+	}
+	if s.state != 'Z' && s.state != 'X' {
+		return false, ""
+	}
+	var ws unix.WaitStatus
+	pid, err := unix.Wait4(p.pid, &ws, unix.WNOHANG, nil)
+	switch {
+	case err != nil: // somebody else's child
+		threads, _ := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.pid))
+		return len(threads) <= 1, ""
+	case pid != p.pid: // its first thread has ended, and others have not
+		return false, ""
+	case ws.Signaled():
+		return true, "ended by " + ws.Signal().String()
+	default:
+		return true, fmt.Sprintf(endedWith, ws.ExitStatus())
+	}
 }
 
 // signal reaches this process or none: the handle is opened first, then checked to be of the process we mean.

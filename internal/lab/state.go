@@ -98,7 +98,7 @@ func merge(recorded *state, asked state) (state, error) {
 	fixed := merged.Counts
 	fixed.Todo = base.Counts.Todo
 	if fixed != base.Counts {
-		return state{}, fmt.Errorf("this lab has %d Consul servers, %d vaults and %d databases, and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
+		return state{}, fmt.Errorf("this lab was made with so many machines (consul %d, vault %d, mysql %d), and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
 			base.Counts.Consul, base.Counts.Vault, base.Counts.MySQL)
 	}
 	return merged, nil

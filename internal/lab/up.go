@@ -14,7 +14,7 @@ import (
 )
 
 // ErrNoLab means that there is nothing in the lab's directory.
-var ErrNoLab = errors.New("there is no lab here: `lab up` makes one")
+var ErrNoLab = errors.New("there is no lab")
 
 // Event is a step of a long command, about one machine or about the operator.
 type Event struct {
@@ -57,6 +57,9 @@ func (l *Lab) Up(ctx context.Context, o UpOptions) error {
 	}
 	r := &run{lab: l, operator: op, options: o, gates: map[string]chan struct{}{}, processes: map[string]process{}}
 	if err := r.begin(ctx); err != nil {
+		if l.recorded == nil {
+			err = errors.Join(err, l.wipe()) // nothing has begun
+		}
 		return err
 	}
 	if err := r.up(ctx); err != nil {
@@ -99,8 +102,8 @@ type run struct {
 
 	mu        sync.Mutex
 	processes map[string]process       // what runs, by unit
-	started   []*unit                  // by this run, in this order
-	gates     map[string]chan struct{} // closed when a machine (or the operator) is done
+	started   []string                 // the units started by this run
+	gates     map[string]chan struct{} // closed when a machine, the agent of one, or the operator is done
 }
 
 func (r *run) report(machine, text string, done bool) {
@@ -137,6 +140,9 @@ func (r *run) begin(ctx context.Context) error {
 				missing = append(missing, u)
 			}
 		}
+	}
+	for _, m := range l.machines {
+		r.gates[m.Name+"/"+unitAgent] = make(chan struct{})
 	}
 	r.gates[OperatorLine] = make(chan struct{})
 	if err := checkPorts(missing); err != nil {
@@ -270,7 +276,7 @@ func (r *run) machine(ctx context.Context, m Machine) error {
 		// The database needs no agent to start, and its first start takes long.
 		return r.mysqlMachine(ctx, m, agent, service)
 	}
-	if err := r.unit(ctx, agent, agent.ready, "Consul starts"); err != nil {
+	if err := r.pass(m.Name+"/"+unitAgent, r.unit(ctx, agent, agent.ready, "Consul starts")); err != nil {
 		return err
 	}
 	switch m.Role {
@@ -281,7 +287,8 @@ func (r *run) machine(ctx context.Context, m Machine) error {
 		if r.options.Manual {
 			r.report(m.Name, "running, left to the operator"+took(begun), true)
 		}
-		return nil // the operator has the last word
+		r.report(m.Name, "runs, waits for the operator", false) // who has the last word
+		return nil
 	case RoleTodo:
 		return r.todoMachine(ctx, m, service, begun)
 	}
@@ -355,7 +362,7 @@ func (r *run) unit(ctx context.Context, u *unit, ask func(context.Context) error
 		}
 		r.mu.Lock()
 		r.processes[u.id()] = p
-		r.started = append(r.started, u)
+		r.started = append(r.started, u.id())
 		r.mu.Unlock()
 	}
 	return u.await(ctx, p, ask)
@@ -368,13 +375,23 @@ func (r *run) running(u *unit) (process, bool) {
 	return p, ok
 }
 
-// undo stops what this run started, the last first. The run's own context may be why it is needed, so it has another.
+// undo stops what this run started, in the order of Down. The run's own context may be why it is needed, so it has another.
 func (r *run) undo(ctx context.Context) {
 	ctx = context.WithoutCancel(ctx)
-	for _, u := range slices.Backward(r.started) {
-		p, _ := r.running(u)
-		r.report(u.machine.Name, "stopped again", true)
-		_, _ = u.stop(ctx, p) // the run's own error is what counts
+	for _, stage := range r.lab.stages(ctx) {
+		var all sync.WaitGroup
+		for _, u := range stage {
+			if !slices.Contains(r.started, u.id()) {
+				continue
+			}
+			all.Go(func() {
+				u.settle(ctx)
+				p, _ := r.running(u)
+				_, _ = u.stop(ctx, p) // the run's own error is what counts
+				r.report(u.machine.Name, u.name+" stopped again", true)
+			})
+		}
+		all.Wait()
 	}
 }
 
