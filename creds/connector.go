@@ -92,7 +92,7 @@ func (c *conn) dialCurrent(ctx context.Context) error {
 		if !g.acquire() {
 			continue // it ended this moment; usable waits for the next
 		}
-		addr, inner, err := c.s.open(ctx, g)
+		addr, inner, err := c.s.obtain(ctx, g)
 		if err != nil {
 			g.dialled(nil)
 			if !loginDenied(err) || attempt == maxAttempts {
@@ -110,6 +110,17 @@ func (c *conn) dialCurrent(ctx context.Context) error {
 		}
 		return nil
 	}
+}
+
+// obtain gives a session of g: one that was dialled ahead and still lives, or a new one.
+func (s *Source) obtain(ctx context.Context, g *generation) (string, session, error) {
+	for w, ok := g.takeWarm(); ok; w, ok = g.takeWarm() {
+		if w.ResetSession(ctx) == nil && (s.cfg.Keep == nil || s.cfg.Keep(w.addr)) {
+			return w.addr, w.session, nil
+		}
+		_ = w.Close() // dead or in the wrong place
+	}
+	return s.open(ctx, g)
 }
 
 // open dials the database once as g's user.

@@ -45,6 +45,7 @@ func (s *Source) drain(ctx context.Context, g *generation) {
 func (s *Source) quiesce(ctx context.Context, g *generation) {
 	until := time.Now().Add(patience)
 	g.finish()
+	g.chill()
 	for !sweep(g) && time.Now().Before(until) && ctx.Err() == nil {
 		_ = pause(ctx, sweepEvery/5)
 	}

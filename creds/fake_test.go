@@ -235,7 +235,16 @@ func (f *fakeSession) Ping(context.Context) error               { return nil }
 func (f *fakeSession) CheckNamedValue(*driver.NamedValue) error { return nil }
 func (f *fakeSession) ResetSession(context.Context) error       { return nil }
 func (f *fakeSession) IsValid() bool                            { return !f.closed }
-func (f *fakeSession) Close() error                             { f.closed = true; return nil }
+
+func (f *fakeSession) Close() error {
+	f.w.mu.Lock()
+	defer f.w.mu.Unlock()
+	if !f.closed {
+		f.closed = true
+		f.w.calls["close"]++
+	}
+	return nil
+}
 
 type fakeTx struct{ f *fakeSession }
 

@@ -53,7 +53,43 @@ type generation struct {
 	mu      sync.Mutex
 	dialing int
 	conns   map[*conn]struct{}
+	warm    []warmSession // dialled ahead of a rotation, and in nobody's hands
 	empty   chan struct{} // closed when the generation is replaced and its last connection has closed
+}
+
+// warmSession is a session that waits for a connection to take it.
+type warmSession struct {
+	session
+	addr string
+}
+
+// keepWarm takes a session for later, or closes it if the generation has been replaced meanwhile.
+func (g *generation) keepWarm(w warmSession) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if fate(g.fate.Load()) != alive {
+		_ = w.Close() // given up: there is nobody to tell
+		return
+	}
+	g.warm = append(g.warm, w)
+}
+
+// takeWarm gives a session that was dialled ahead, if there is one.
+func (g *generation) takeWarm() (w warmSession, ok bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if n := len(g.warm); n > 0 {
+		w, g.warm = g.warm[n-1], g.warm[:n-1]
+		return w, true
+	}
+	return w, false
+}
+
+// chill closes what nobody has taken.
+func (g *generation) chill() {
+	for w, ok := g.takeWarm(); ok; w, ok = g.takeWarm() {
+		_ = w.Close() // as above
+	}
 }
 
 // acquire counts a connection before it is dialled, so that the user cannot be revoked under the dial.
@@ -101,6 +137,7 @@ func (g *generation) noteEmpty() {
 // retire says that new work goes elsewhere.
 func (g *generation) retire() {
 	g.fate.CompareAndSwap(int32(alive), int32(retired))
+	g.chill()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.noteEmpty()

@@ -20,6 +20,13 @@ const (
 	renewTimeout = 5 * time.Second
 )
 
+const (
+	// warmUpTimeout bounds how long a switch waits for sessions dialled ahead.
+	warmUpTimeout = 2 * time.Second
+	// warmFor is how long sessions dialled ahead are kept for connections to take.
+	warmFor = 5 * time.Second
+)
+
 // keeper is what Run knows: only its goroutine touches it.
 type keeper struct {
 	s      *Source
@@ -198,6 +205,7 @@ func (k *keeper) replace(ctx context.Context) {
 		}
 		return
 	}
+	k.warmUp(ctx, g)
 	reason := k.wanted
 	k.wanted, k.failures, k.refused, k.renewFailures = "", 0, false, 0
 	old := k.s.install(g)
@@ -212,7 +220,28 @@ func (k *keeper) replace(ctx context.Context) {
 	k.waiting = nil
 	if old != nil {
 		old.retire()
-		k.drains.Go(func() { k.s.drain(ctx, old) })
+		k.drains.Go(func() {
+			k.s.drain(ctx, old)
+			_ = pause(ctx, warmFor)
+			g.chill()
+		})
+	}
+}
+
+// warmUp dials as many sessions for the next generation as the current one has open, so that a rotation costs the requests that
+// meet it nothing. It is a favour: trouble is left to those who dial for themselves.
+func (k *keeper) warmUp(ctx context.Context, next *generation) {
+	if k.cur == nil || k.cur.ended.Load() {
+		return // everybody is waiting
+	}
+	ctx, cancel := context.WithTimeout(ctx, warmUpTimeout)
+	defer cancel()
+	for range k.cur.open() {
+		addr, in, err := k.s.open(ctx, next)
+		if err != nil {
+			return
+		}
+		next.keepWarm(warmSession{in, addr})
 	}
 }
 

@@ -482,3 +482,43 @@ func TestSource_RotatesAsOftenAsItIsAskedTo(t *testing.T) {
 		}
 	})
 }
+
+func TestSource_ARotationCostsNoRequestADial(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		s, db, _ := start(t, w)
+		db.SetMaxIdleConns(4)
+		fourAtOnce := func() {
+			var held []*sql.Tx
+			for range 4 {
+				tx, err := db.BeginTx(t.Context(), nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				held = append(held, tx)
+			}
+			for _, tx := range held {
+				if err := tx.Commit(); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		fourAtOnce()
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second) // the old sessions are closed
+		before := w.count("dial")
+		fourAtOnce()
+		if n := w.count("dial") - before; n != 0 {
+			t.Errorf("%d dials after the rotation, want 0", n)
+		}
+		if err := s.Rotate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		pass(2 * warmFor) // nobody takes the sessions dialled ahead
+		synctest.Wait()
+		if open := w.count("dial") - w.count("close"); open != 0 {
+			t.Errorf("%d sessions are open that nobody uses", open)
+		}
+	})
+}
