@@ -45,14 +45,15 @@ endif
 .PHONY: deps
 deps: database tools ## everything that comes over the network; after this all other targets work without one
 	@scripts/need shellcheck
-	@echo "fetching Go modules"
-	@go mod download
-	@go -C tools/lint mod download
+	@echo "fetching the Go modules of the product and of the linters"
+# `go mod tidy` asks for exactly what building, testing and tidying need; `go mod download` would fetch more.
+	@go mod tidy -diff >/dev/null 2>&1 || go mod download
+	@go -C tools/lint list -deps tool >/dev/null
 
 .PHONY: test
 test: database tools ## every test, unit and integration, on real servers, with the race detector
 	$(warn_race)
-	go test $(RACE) -timeout 20m -run '$(RUN)' $(ARGS) $(PKG)
+	go test $(RACE) -timeout 15m -run '$(RUN)' $(ARGS) $(PKG)
 
 .PHONY: test-short
 test-short: go ## the tests that start no server

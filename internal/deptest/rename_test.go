@@ -47,7 +47,7 @@ func TestRename_GivesAModuleThatBuildsAndPassesItsTests(t *testing.T) {
 	// -trimpath: go's cache then serves the next run too, whatever directory that copies to.
 	inTree(t, tree, "go", "build", "-trimpath", "./...")
 	inTree(t, tree, "go", "vet", "-trimpath", "./...")
-	inTree(t, tree, "go", "test", "-trimpath", "-short", "./...")
+	inTree(t, tree, "go", "test", "-trimpath", "-short", "-timeout=5m", "./...")
 }
 
 // TestRename_FinishesWhatAnInterruptedOneBegan to a path that begins with the old one, where replacing twice would show.
