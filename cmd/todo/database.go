@@ -53,6 +53,7 @@ func openDatabase(cfg config, registry *registry, logger *slog.Logger) (*databas
 	template.ParseTime = true
 	template.ClientFoundRows = true   // an UPDATE that changes nothing has still found its row
 	template.InterpolateParams = true // one round trip for a statement, not three
+	template.Logger = driverLog{logger}
 	d.creds, err = creds.New(creds.Config{
 		Vault:         vaultAddr,
 		RoleID:        cfg.roleID,
@@ -75,6 +76,11 @@ func openDatabase(cfg config, registry *registry, logger *slog.Logger) (*databas
 	registry.MustRegister(collectors.NewDBStatsCollector(d.pool, cfg.dbName))
 	return d, nil
 }
+
+// driverLog keeps what the driver has to say in the one log; by itself it would write to stderr.
+type driverLog struct{ *slog.Logger }
+
+func (l driverLog) Print(v ...any) { l.Debug("mysql driver", "says", fmt.Sprint(v...)) }
 
 // findMySQL gives the address for one dial, and says whether an older address is still good.
 func (d *database) findMySQL(cfg config, found discovery.Config) (func(context.Context) (string, error), func(string) bool, error) {
