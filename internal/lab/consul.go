@@ -54,6 +54,13 @@ func (l *Lab) writeConsulConfig(u *unit) error {
 	return l.writeMySQLService(u)
 }
 
+// consistent makes Consul answer from what is true. A new leader reads its log from the beginning, and answers any other
+// question from whatever page it is on.
+const consistent = "?consistent"
+
+// stale lets any server answer, as the todos do.
+const stale = "?stale"
+
 // consulReady asks an agent whether the cluster has a leader and knows this machine: what registers here is then found
 // everywhere.
 func consulReady(ctx context.Context, m Machine) error {
@@ -66,7 +73,7 @@ func consulReady(ctx context.Context, m Machine) error {
 		return errors.New("the Consul servers have not elected a leader")
 	}
 	var checks []struct{ CheckID, Status string }
-	if err := getJSON(ctx, agent+"/v1/health/node/"+m.Name, &checks); err != nil {
+	if err := getJSON(ctx, agent+"/v1/health/node/"+m.Name+consistent, &checks); err != nil {
 		return err
 	}
 	for _, c := range checks {
@@ -78,12 +85,12 @@ func consulReady(ctx context.Context, m Machine) error {
 }
 
 // serviceHealth asks an agent for the worst state of a service on a node, "" if the node has no such service.
-func serviceHealth(ctx context.Context, agent, service, node string) (string, error) {
+func serviceHealth(ctx context.Context, agent, consistency, service, node string) (string, error) {
 	var entries []struct {
 		Node   struct{ Node string }
 		Checks []struct{ Status string }
 	}
-	if err := getJSON(ctx, "http://"+agent+"/v1/health/service/"+service+"?stale", &entries); err != nil {
+	if err := getJSON(ctx, "http://"+agent+"/v1/health/service/"+service+consistency, &entries); err != nil {
 		return "", err
 	}
 	for _, e := range entries {
@@ -109,14 +116,13 @@ func passing(m Machine) func(context.Context) error {
 		if err := getJSON(ctx, "http://"+agent+"/v1/agent/health/service/name/"+m.Role, nil); err != nil {
 			return fmt.Errorf("its health checks do not pass: %w", err)
 		}
-		return seenFrom(ctx, agent, m)
+		return seenFrom(ctx, agent, consistent, m)
 	}
 }
 
-// seenFrom asks an agent whether it finds a machine's service healthy. The answer may come from any Consul server, as it
-// does for the todos.
-func seenFrom(ctx context.Context, agent string, m Machine) error {
-	h, err := serviceHealth(ctx, agent, m.Role, m.Name)
+// seenFrom asks an agent whether it finds a machine's service healthy.
+func seenFrom(ctx context.Context, agent, consistency string, m Machine) error {
+	h, err := serviceHealth(ctx, agent, consistency, m.Role, m.Name)
 	if err == nil && h != "passing" {
 		err = fmt.Errorf("Consul finds %s %s", m.Name, orElse(h, "not registered"))
 	}

@@ -107,7 +107,7 @@ func (r *run) configure(ctx context.Context) error {
 		return err
 	}
 	for _, m := range r.lab.role(RoleMySQL) {
-		err := wait.Within(ctx, answerWithin, askEvery, func(ctx context.Context) error { return seenFrom(ctx, todos[0].Addr+":8500", m) })
+		err := wait.Within(ctx, answerWithin, askEvery, func(ctx context.Context) error { return seenFrom(ctx, todos[0].Addr+":8500", stale, m) })
 		if err != nil {
 			return err
 		}
