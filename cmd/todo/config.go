@@ -96,13 +96,14 @@ func parse(command string, environ []string) (config, error) {
 		}
 	}
 	table := settings(command)
+	identity := command != "maintenance" // which asks Consul only
 	for _, s := range table {
 		v := given[s.name] // an empty value is an unset one, as in most shells' ${X:-default}
 		if v == "" {
 			v = s.def
 		}
 		switch {
-		case v == "" && s.missing != "":
+		case v == "" && s.missing != "" && identity:
 			problems = append(problems, fmt.Errorf("%s is not set: %s (%s)", s.name, s.help, s.missing))
 		case v == "":
 		default:
@@ -112,7 +113,7 @@ func parse(command string, environ []string) (config, error) {
 		}
 	}
 	switch {
-	case c.secretID == "" && c.secretIDFile == "":
+	case c.secretID == "" && c.secretIDFile == "" && identity:
 		problems = append(problems, errors.New("VAULT_SECRET_ID or VAULT_SECRET_ID_FILE is not set: the second half of the identity, minted for this instance"))
 	case c.secretID != "" && c.secretIDFile != "":
 		problems = append(problems, errors.New("VAULT_SECRET_ID and VAULT_SECRET_ID_FILE are both set: choose one"))

@@ -22,10 +22,14 @@ const usage = `todo serves a todo list kept in MySQL, with credentials that Vaul
 
   todo [serve]    serve until SIGTERM or SIGINT; a second signal ends it at once
   todo migrate    bring the database's schema up to date, and exit
+  todo maintenance on [REASON]
+  todo maintenance off
+                  take this instance out of service discovery, and back; it goes
+                  on serving whoever still asks it
   todo version    print the version
   todo help       print this
 
-All settings come from the environment ("migrate" reads the same ones):
+All settings come from the environment ("migrate" and "maintenance" read the same ones):
 
 `
 
@@ -53,11 +57,15 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 	if len(args) > 0 {
 		command = args[0]
 	}
-	if len(args) > 1 {
+	if len(args) > 1 && command != "maintenance" {
 		return usageError{fmt.Errorf("%s takes no arguments: settings come from the environment; see \"todo help\"", command)}
 	}
 	switch command {
 	case "serve", "migrate":
+	case "maintenance":
+		if err := checkMaintenance(args[1:]); err != nil {
+			return usageError{err}
+		}
 	case "version", "--version":
 		_, err := fmt.Fprintln(stdout, version)
 		return err
@@ -67,15 +75,18 @@ func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) 
 		}
 		return printSettings(stdout, "serve")
 	default:
-		return usageError{fmt.Errorf("%q is no command: want serve, migrate, version or help", command)}
+		return usageError{fmt.Errorf("%q is no command: want serve, migrate, maintenance, version or help", command)}
 	}
 	cfg, err := parse(command, environ)
 	if err != nil {
 		return usageError{fmt.Errorf("wrong settings:\n%w", err)}
 	}
 	logger := slog.New(slog.NewJSONHandler(stdout, &slog.HandlerOptions{Level: cfg.logLevel})).With("instance", cfg.instance)
-	if command == "migrate" {
+	switch command {
+	case "migrate":
 		return migrate(ctx, cfg, logger)
+	case "maintenance":
+		return maintenance(ctx, cfg, args[1:], logger)
 	}
 	return serve(ctx, cfg, logger)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,7 +38,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 		return err
 	}
 	server := todo.NewServer(handler, logger)
-	registration, err := newRegistration(cfg, listener.Addr(), logger)
+	registration, err := newRegistration(cfg, listener.Addr().String(), logger)
 	if err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func judge(table todo.TableHealth, credentials creds.Status) (todo.HealthStatus,
 }
 
 // newRegistration describes this instance to Consul.
-func newRegistration(cfg config, listening net.Addr, logger *slog.Logger) (*discovery.Registration, error) {
+func newRegistration(cfg config, listening string, logger *slog.Logger) (*discovery.Registration, error) {
 	host, port, err := advertised(cfg, listening)
 	if err != nil {
 		return nil, err
@@ -138,11 +139,8 @@ func newRegistration(cfg config, listening net.Addr, logger *slog.Logger) (*disc
 
 // advertised is where others reach this instance. A listening address without a host is taken to be on the machine of the
 // agent, which is the local one.
-func advertised(cfg config, listening net.Addr) (host string, port int, err error) {
-	at := cfg.advertise
-	if at == "" {
-		at = listening.String()
-	}
+func advertised(cfg config, listening string) (host string, port int, err error) {
+	at := cmp.Or(cfg.advertise, listening)
 	host, p, err := net.SplitHostPort(at)
 	if err != nil {
 		return "", 0, fmt.Errorf("address to advertise: %w", err)

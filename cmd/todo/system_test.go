@@ -235,6 +235,33 @@ func TestSystem_StoppingLeavesTheCatalogueFirst(t *testing.T) {
 	start(t, l, "todo1")
 }
 
+func TestSystem_MaintenanceTakesAnInstanceOutOfDiscovery(t *testing.T) {
+	l := shared.Lab(t)
+	program, err := labtest.BuildTodo()
+	if err != nil {
+		t.Fatal(err)
+	}
+	maintain := func(args ...string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), program, append([]string{"maintenance"}, args...)...)
+		cmd.Env = []string{"TODO_INSTANCE=todo1", "TODO_LISTEN=" + l.Addr("todo1") + ":8080", "CONSUL_HTTP_ADDR=" + l.Consul("todo1")}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("todo maintenance %v: %v\n%s", args, err, out)
+		}
+	}
+	passing := func() string {
+		_, body := call(t, "GET", "http://"+l.Consul("todo0")+"/v1/health/service/todo?passing", "")
+		return body
+	}
+	maintain("on", "new", "disk")
+	eventually(t, 10*time.Second, "todo1 is out of discovery", func() bool { return !strings.Contains(passing(), "todo-todo1") })
+	if resp, _ := call(t, "GET", url(l, "todo1", "/health"), ""); resp.StatusCode != 200 {
+		t.Errorf("in maintenance it answers %s: it should go on serving", resp.Status)
+	}
+	maintain("off")
+	eventually(t, 10*time.Second, "todo1 is back", func() bool { return strings.Contains(passing(), "todo-todo1") })
+}
+
 func TestSystem_IdleInstanceIsSmall(t *testing.T) {
 	l := shared.Lab(t)
 	resp, body := call(t, "GET", url(l, "todo0", "/metrics"), "")
