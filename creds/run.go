@@ -145,7 +145,7 @@ func (k *keeper) renew(ctx context.Context, kind string, held *grant, call func(
 	g := k.cur
 	if !held.renewable {
 		k.want(kind + " cannot be renewed")
-		k.set(g, held, later(*held, g.expiry().Sub(time.Now())))
+		k.set(g, held, later(*held, time.Until(g.expiry())))
 		return
 	}
 	callCtx, cancel := context.WithTimeout(ctx, renewTimeout)

@@ -31,9 +31,8 @@ func soak(full, short int) int {
 
 // stand is two real Vaults on a real Consul, and a real MySQL.
 type stand struct {
-	lab   *lab.Lab
-	root  *sql.DB
-	vault *vault.Client // with the root token; its address is set before each use
+	lab  *lab.Lab
+	root *sql.DB
 }
 
 func newStand(t testing.TB, vaults int) *stand {
@@ -364,7 +363,6 @@ func (a *app) leases(t testing.TB) int {
 // calls counts a source's requests to Vault by path.
 type calls struct {
 	next http.RoundTripper
-	fail atomic.Bool // answer every request for credentials with 500, as a Vault in trouble does
 
 	mu   sync.Mutex
 	seen map[string]int
