@@ -193,4 +193,3 @@ func (k *keeper) set(g *generation, held *grant, to grant) {
 	defer g.mu.Unlock()
 	*held = to
 }
-
