@@ -11,6 +11,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"example.com/todo/internal/sockets"
 )
 
 // Finding is one thing that a lab needs of this computer.
@@ -61,7 +63,7 @@ func (l *Lab) examineAddresses(ctx context.Context) Finding {
 // examinePorts looks for strangers on the lab's ports; its own processes may be there.
 func (l *Lab) examinePorts() Finding {
 	f := Finding{What: "ports", Have: "free, or held by this lab"}
-	ls, err := listeners()
+	ls, err := sockets.Listeners()
 	if err != nil {
 		f.Err = err
 		return f

@@ -3,6 +3,9 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+
+	"example.com/todo/internal/sockets"
 )
 
 // port is something a unit listens on.
@@ -29,17 +32,32 @@ func InUse(network string) (bool, error) {
 	if err := checkNet(network); err != nil {
 		return false, err
 	}
-	ls, err := listeners()
+	ls, err := sockets.Listeners()
 	if err != nil {
 		return false, err
 	}
 	prefix := netip.PrefixFrom(netip.MustParseAddr(network+".0"), 24)
 	for _, l := range ls {
-		if prefix.Contains(l.address.Addr().Unmap()) {
+		if prefix.Contains(l.Address.Addr().Unmap()) {
 			return true, nil
 		}
 	}
 	return false, nil
+}
+
+// portHolder says who listens where p would, or nil if nobody does. The lab's own processes count like any other.
+func portHolder(ls []sockets.Listener, p port) *PortError {
+	i := slices.IndexFunc(ls, func(l sockets.Listener) bool { return l.Covers(p.network, p.address) })
+	if i < 0 {
+		return nil
+	}
+	e := &PortError{Network: p.network, Address: p.address, UID: ls[i].UID}
+	if e.PID, e.Command = ls[i].Owner(); e.PID != 0 {
+		if _, dir, ok := inspect(e.PID); ok {
+			e.Lab = dir
+		}
+	}
+	return e
 }
 
 // PortError means that somebody else listens where a unit of the lab would.

@@ -3,7 +3,6 @@ package lab
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -187,43 +186,6 @@ func TestChange_QueuesWithinOneProcess(t *testing.T) {
 		t.Errorf("got %v, want to have waited until the deadline", err)
 	}
 	done()
-}
-
-func TestParseSocket_ReadsTheKernelsLines(t *testing.T) {
-	for name, c := range map[string]struct {
-		network, line string
-		want          listener
-		ok            bool
-	}{
-		"listening": {"tcp", "   0: 0A14147F:2134 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1001        0 4711 1 0 100 0 0 10 0",
-			listener{"tcp", netip.MustParseAddrPort("127.20.20.10:8500"), 1001, "4711"}, true},
-		"connected": {"tcp", "   1: 0A14147F:2134 0100007F:9999 01 00000000:00000000 00:00000000 00000000     0        0 4712 1 0 20 4 30 10 -1",
-			listener{}, false},
-		"IPv6 wildcard": {"tcp", "   0: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 99 1 0 100 0 0 10 0",
-			listener{"tcp", netip.MustParseAddrPort("[::]:8080"), 0, "99"}, true},
-		"udp":     {"udp", "  12: 0100007F:2198 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 77 2 0 0", listener{"udp", netip.MustParseAddrPort("127.0.0.1:8600"), 0, "77"}, true},
-		"garbage": {"tcp", "what is this", listener{}, false},
-	} {
-		got, ok := parseSocket(c.network, c.line)
-		if ok != c.ok || ok && got != c.want {
-			t.Errorf("%s: got %+v, %v; want %+v, %v", name, got, ok, c.want, c.ok)
-		}
-	}
-}
-
-func TestListener_CoversItsAddressAndAllAddresses(t *testing.T) {
-	p := port{"tcp", netip.MustParseAddrPort("127.20.20.10:8500")}
-	for address, want := range map[string]bool{
-		"127.20.20.10:8500": true, "0.0.0.0:8500": true, "[::]:8500": true, "[::ffff:127.20.20.10]:8500": true,
-		"127.20.20.11:8500": false, "127.20.20.10:8501": false, "[::1]:8500": false,
-	} {
-		if got := (listener{network: "tcp", address: netip.MustParseAddrPort(address)}).covers(p); got != want {
-			t.Errorf("%s: %v, want %v", address, got, want)
-		}
-	}
-	if (listener{network: "udp", address: p.address}).covers(p) {
-		t.Error("a UDP socket is no obstacle to a TCP one")
-	}
 }
 
 func TestReadEnv_TakesLinesAndLeavesComments(t *testing.T) {

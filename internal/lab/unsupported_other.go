@@ -4,7 +4,6 @@ package lab
 
 import (
 	"database/sql"
-	"net/netip"
 	"os"
 	"time"
 )
@@ -31,8 +30,6 @@ type command struct {
 	log  string
 }
 
-type listener struct{ address netip.AddrPort }
-
 func (process) started() time.Time { return time.Time{} }
 
 var sigTerm, sigKill, sigStop, sigCont os.Signal = os.Interrupt, os.Kill, os.Interrupt, os.Interrupt
@@ -41,6 +38,5 @@ func processes(string) ([]process, error)              { return nil, Supported()
 func start(_, _, _ string, _ command) (process, error) { return process{}, Supported() }
 func tryLock(*os.File) error                           { return Supported() }
 func ownedByUs(string) error                           { return nil }
-func listeners() ([]listener, error)                   { return nil, Supported() }
-func portHolder([]listener, port) *PortError           { return nil }
+func inspect(int) (unit, dir string, ok bool)          { return "", "", false }
 func (l *Lab) openMySQL(Machine) (*sql.DB, error)      { return nil, Supported() }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"example.com/todo/internal/operator"
+	"example.com/todo/internal/sockets"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -218,7 +219,7 @@ func (r *run) retire(ctx context.Context, ps []process, known map[string]bool) e
 
 // checkPorts says who is in the way of units that are not running.
 func checkPorts(us []*unit) error {
-	ls, err := listeners()
+	ls, err := sockets.Listeners()
 	if err != nil {
 		return err
 	}
