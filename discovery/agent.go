@@ -17,9 +17,9 @@ import (
 )
 
 const (
-	dialTimeout = time.Second      // to a local agent
-	callTimeout = 5 * time.Second  // of a call that does not block
-	waitMargin  = 10 * time.Second // how much longer than asked for a blocking query may take
+	dialTimeout = time.Second     // to a local agent
+	callTimeout = 5 * time.Second // of a call that does not block
+	waitMargin  = 5 * time.Second // how much longer than asked for a blocking query may take
 
 	maxAnswer    = 16 << 20 // bytes of one answer that are read: thousands of instances
 	maxErrorText = 512      // bytes of an error answer that are read
