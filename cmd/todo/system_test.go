@@ -325,7 +325,7 @@ func TestProgram_SaysWhatIsWrongAndEndsWithTheRightCode(t *testing.T) {
 		{"no settings", nil, nil, 2, []string{"VAULT_ROLE_ID is not set", "VAULT_SECRET_ID or VAULT_SECRET_ID_FILE is not set"}},
 		{"unknown setting", nil, []string{"TODO_LISTNE=:1", "VAULT_ROLE_ID=x", "VAULT_SECRET_ID=y"}, 2, []string{"TODO_LISTNE is no setting", "is TODO_LISTEN meant?"}},
 		{"unknown command", []string{"server"}, nil, 2, []string{`"server" is no command`}},
-		{"port in use", nil, []string{"TODO_LISTEN=" + taken, "VAULT_ROLE_ID=x", "VAULT_SECRET_ID=y"}, 1, []string{taken, "in use by process", "todo serve"}},
+		{"port in use", nil, []string{"TODO_LISTEN=" + taken, "VAULT_ROLE_ID=x", "VAULT_SECRET_ID=y"}, 1, []string{taken, "in use by process", " serve"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
