@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -29,6 +30,9 @@ leads the Consul servers; how long the database took to greet. What does not ans
 The exit code is 0 only if every service has at least one healthy instance.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
+			if watch && asJSON {
+				return usageError{errors.New("--watch is for people and --json for programs: choose one")}
+			}
 			l, err := a.existing()
 			if err != nil {
 				return err
@@ -51,7 +55,6 @@ The exit code is 0 only if every service has at least one healthy instance.`,
 	}
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "show it again and again")
 	c.Flags().BoolVar(&asJSON, "json", false, "for programs")
-	c.MarkFlagsMutuallyExclusive("watch", "json")
 	return c
 }
 
@@ -61,13 +64,13 @@ func (a *app) print(b lab.Board, asJSON bool) error {
 		e.SetIndent("", "  ")
 		return e.Encode(b)
 	}
-	writeBoard(a.stdout, b, a.palette())
+	width, _, _ := a.terminal(a.stdout)
+	writeBoard(a.stdout, b, a.palette(), width)
 	return nil
 }
 
 // watch shows board after board until ctx ends, each over the last on a terminal.
 func (a *app) watch(ctx context.Context, l *lab.Lab) error {
-	_, _, terminal := a.terminal(a.stdout)
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {
@@ -79,7 +82,8 @@ func (a *app) watch(ctx context.Context, l *lab.Lab) error {
 			return err
 		}
 		var text bytes.Buffer
-		writeBoard(&text, b, a.palette())
+		width, _, terminal := a.terminal(a.stdout)
+		writeBoard(&text, b, a.palette(), width)
 		screen := text.String()
 		if terminal {
 			// Home, each line with its rest erased, then all below: nothing flickers.
@@ -108,8 +112,9 @@ func bad(s string) cell   { return cell{s, palette.bad} }
 func soso(s string) cell  { return cell{s, palette.soso} }
 func faint(s string) cell { return cell{s, palette.faint} }
 
-// writeBoard draws the board: one table, whose columns line up through all its parts.
-func writeBoard(w io.Writer, b lab.Board, p palette) {
+// writeBoard draws the board: one table, whose columns line up through all its parts. A width other than 0 is that of the
+// terminal, and lines are cut there: a board whose lines wrap cannot be read.
+func writeBoard(w io.Writer, b lab.Board, p palette, width int) {
 	var t table
 	t.head("CONSUL", "address", "state", "by Consul", "leader", "version")
 	for _, r := range b.Consul {
@@ -137,7 +142,7 @@ func writeBoard(w io.Writer, b lab.Board, p palette) {
 		}
 		t.row(plain(r.Name), plain(r.Address), state(r.Row, good("running")), byConsul(r.Row), writes, plain(orDash(r.User)), left(r), faint(r.Version))
 	}
-	t.write(w, p)
+	t.write(w, p, width)
 	writeVerdict(w, b, p)
 }
 
@@ -232,7 +237,8 @@ func (t *table) head(title string, columns ...string) {
 	t.row(cells...)
 }
 
-func (t *table) write(w io.Writer, p palette) {
+func (t *table) write(w io.Writer, p palette, width int) {
+	const gap = 2
 	var widths []int
 	for _, row := range t.rows {
 		for i, c := range row {
@@ -247,11 +253,19 @@ func (t *table) write(w io.Writer, p palette) {
 	}
 	for _, row := range t.rows {
 		var line strings.Builder
+		written, column := 0, 0
 		for i, c := range row {
-			line.WriteString(c.paint(p, c.text))
-			if i < len(row)-1 {
-				line.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(c.text)+2))
+			if width > 0 && column >= width-1 {
+				break
 			}
+			text := c.text
+			if width > 0 {
+				text = cut(text, width-column)
+			}
+			line.WriteString(strings.Repeat(" ", column-written))
+			line.WriteString(c.paint(p, text))
+			written = column + utf8.RuneCountInString(text)
+			column += widths[i] + gap
 		}
 		fmt.Fprintln(w, line.String())
 	}

@@ -119,7 +119,7 @@ func (a *app) existing() (*lab.Lab, error) {
 		return nil, err
 	}
 	if !l.Exists() {
-		return nil, fmt.Errorf("%w: %s is empty; --dir names another", lab.ErrNoLab, l.Dir())
+		return nil, fmt.Errorf("%w in %s: `lab up` makes one, --dir names another", lab.ErrNoLab, l.Dir())
 	}
 	return l, nil
 }

@@ -21,6 +21,8 @@ import (
 	"go.uber.org/goleak"
 )
 
+// Most stories wait for most of their time, so they are told side by side; those that measure time are told alone.
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // small is the smallest lab in which a todo can be written, and whole the smallest in which anything may fail.
@@ -62,6 +64,7 @@ func TestLab_KeepsTheTodosThroughDownAndUp(t *testing.T) {
 }
 
 func TestDown_WipesEverythingAndNothingElse(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{MySQL: 1})
 	socket, err := l.MySQLSocket()
 	if err != nil {
@@ -87,6 +90,7 @@ func TestDown_WipesEverythingAndNothingElse(t *testing.T) {
 }
 
 func TestUp_EndsTheProcessesOfALabWhoseDirectoryWasDeleted(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{})
 	old := l.PID("consul0/consul")
 	if err := os.RemoveAll(l.Dir()); err != nil {
@@ -100,6 +104,7 @@ func TestUp_EndsTheProcessesOfALabWhoseDirectoryWasDeleted(t *testing.T) {
 }
 
 func TestUp_ChangesTheNumberOfTodos(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, small)
 	counts := l.Counts()
 	counts.Todo = 3
@@ -159,6 +164,7 @@ func TestBoard_ShowsEveryFaultAndItsEndWhileTheServiceServes(t *testing.T) {
 }
 
 func TestBoard_ShowsAPausedAndAStoppedDatabase(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{MySQL: 1})
 	gone := func(state string) func(lab.Board) bool {
 		return func(b lab.Board) bool {
@@ -180,6 +186,7 @@ func TestBoard_ShowsAPausedAndAStoppedDatabase(t *testing.T) {
 }
 
 func TestUp_LeavesAVaultThatAPersonRestartedSealed(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{Vault: 2})
 	standby := "vault1"
 	if board(t, l).Vault[1].Leader {
@@ -205,6 +212,7 @@ func TestUp_LeavesAVaultThatAPersonRestartedSealed(t *testing.T) {
 }
 
 func TestUp_LeavesTheOperatorsStepsToAPersonIfAsked(t *testing.T) {
+	t.Parallel()
 	o := small
 	o.Down = true
 	l := labtest.Start(t, o)
@@ -235,6 +243,7 @@ func TestUp_LeavesTheOperatorsStepsToAPersonIfAsked(t *testing.T) {
 }
 
 func TestUp_SaysWhoHoldsAPortAndStartsNothing(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{Down: true, MySQL: 1})
 	tcp, err := net.Listen("tcp", l.Addr("mysql")+":3306")
 	if err != nil {
@@ -267,6 +276,7 @@ func TestUp_SaysWhoHoldsAPortAndStartsNothing(t *testing.T) {
 }
 
 func TestUp_NamesTheOtherLabInItsWay(t *testing.T) {
+	t.Parallel()
 	first := labtest.Start(t, labtest.Options{})
 	second, err := lab.Open(lab.Config{
 		Dir: filepath.Join(t.TempDir(), "second"), Net: first.Net(), Counts: lab.Counts{Consul: 1}, Binaries: lab.FindBinaries(os.Getenv),
@@ -284,6 +294,7 @@ func TestUp_NamesTheOtherLabInItsWay(t *testing.T) {
 }
 
 func TestUp_StopsWhatItStartedWhenAMachineFails(t *testing.T) {
+	t.Parallel()
 	healthy := labtest.Start(t, labtest.Options{})
 	b := lab.FindBinaries(os.Getenv)
 	b.Vault = "/bin/false"
@@ -307,6 +318,7 @@ func TestUp_StopsWhatItStartedWhenAMachineFails(t *testing.T) {
 }
 
 func TestUp_StopsWhatItStartedWhenInterrupted(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{Down: true, Vault: 1})
 	ctx, cancel := context.WithCancel(t.Context())
 	err := l.Up(ctx, lab.UpOptions{Report: func(e lab.Event) {
@@ -324,6 +336,7 @@ func TestUp_StopsWhatItStartedWhenInterrupted(t *testing.T) {
 }
 
 func TestUp_RefusesWhileAnotherProcessChangesTheLab(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{})
 	lock, err := lab.TryLock(filepath.Join(l.Dir(), "lock"))
 	if err != nil {
@@ -337,6 +350,7 @@ func TestUp_RefusesWhileAnotherProcessChangesTheLab(t *testing.T) {
 }
 
 func TestStop_EndsAPausedProcessGracefully(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, labtest.Options{})
 	if err := l.Pause(t.Context(), "consul0"); err != nil {
 		t.Fatal(err)
@@ -350,6 +364,7 @@ func TestStop_EndsAPausedProcessGracefully(t *testing.T) {
 }
 
 func TestLab_ShowsNoSecretToAnybodyElse(t *testing.T) {
+	t.Parallel()
 	l := labtest.Start(t, small)
 	secrets := secretsOf(t, l)
 	err := filepath.WalkDir(l.Dir(), func(path string, d os.DirEntry, err error) error {

@@ -155,7 +155,7 @@ func copyByContent(program, dir string) (string, error) {
 			_ = os.Remove(o)
 		}
 	}
-	if err := os.WriteFile(path+".new", text, 0o700); err != nil {
+	if err := os.WriteFile(path+".new", text, 0o755); err != nil {
 		return "", err
 	}
 	return path, os.Rename(path+".new", path)
