@@ -27,8 +27,9 @@ func greeting(ctx context.Context, address string) (version string, err error) {
 			return "", err
 		}
 	}
-	// Three bytes of length, one of sequence, one of protocol version (10), then the server's version up to a zero byte.
-	const header, protocol = 4, 10
+	// Three bytes of length, one of sequence, one of protocol version (10), then the server's version up to a zero byte. Or
+	// an error: 255, two bytes of number, and a text.
+	const header, protocol, failure, notAllowed = 4, 10, 255, 1130
 	head := make([]byte, header)
 	if _, err := io.ReadFull(conn, head); err != nil {
 		return "", timedOut(err)
@@ -37,9 +38,14 @@ func greeting(ctx context.Context, address string) (version string, err error) {
 	if _, err := io.ReadFull(conn, body); err != nil {
 		return "", timedOut(err)
 	}
+	if len(body) > 3 && body[0] == failure {
+		if number := int(body[1]) | int(body[2])<<8; number != notAllowed {
+			return "", fmt.Errorf("answers with error %d: %s", number, bytes.ToValidUTF8(body[3:], []byte{'?'}))
+		}
+		return "", nil // it is there, and has no account for anybody yet: Vault is not configured
+	}
 	if len(body) == 0 || body[0] != protocol {
-		// An error packet instead: too many connections, say.
-		return "", fmt.Errorf("answers %q", bytes.ToValidUTF8(body, []byte{'?'}))
+		return "", errors.New("answers in another protocol")
 	}
 	text, _, _ := bytes.Cut(body[1:], []byte{0})
 	// MariaDB puts this before its version, so that old replicas take it for a MySQL they know.

@@ -140,7 +140,7 @@ const (
 	askEvery    = 50 * time.Millisecond
 	callTimeout = 30 * time.Second
 	// activeWithin is how long a Vault may take to become active: after a crash the old lock lives for half a minute.
-	activeWithin = 60 * time.Second
+	activeWithin = 90 * time.Second
 )
 
 // client speaks to one Vault. Nothing comes from the environment: a VAULT_TOKEN that somebody exported is not ours.
