@@ -35,8 +35,9 @@ type traffic struct {
 	watch *discovery.Watch
 	run   string // sets this traffic's todos apart from others'
 
-	stop context.CancelFunc
-	work sync.WaitGroup
+	stop    context.CancelFunc
+	work    sync.WaitGroup
+	workers []*worker
 
 	reads, writes, unknown, resent, failed atomic.Int64
 	slowest                                atomic.Int64 // nanoseconds
@@ -55,7 +56,7 @@ type entry struct {
 }
 
 // startTraffic begins with clients that look the service up at the agent of the database's machine, and with others that know the
-// addresses of the instances named in direct. It has an answer for everybody before it returns.
+// addresses of single instances. It returns when each has had an answer.
 func startTraffic(t *testing.T, l *lab.Lab, direct ...string) *traffic {
 	t.Helper()
 	w, err := discovery.NewWatch(discovery.Config{Agent: l.Consul("mysql")}, "todo")
@@ -74,14 +75,15 @@ func startTraffic(t *testing.T, l *lab.Lab, direct ...string) *traffic {
 	for n := range balancedClients {
 		tr.begin(ctx, t, fmt.Sprintf("balanced%d", n), "http://todo", balanced)
 	}
-	for _, machine := range direct {
+	for _, addr := range direct {
 		for n := range directClients {
 			own := &http.Client{Transport: &http.Transport{}, Timeout: 15 * time.Second}
-			tr.begin(ctx, t, fmt.Sprintf("%s-%d", machine, n), "http://"+l.Addr(machine)+":8080", own)
+			tr.begin(ctx, t, fmt.Sprintf("%s-%d", addr, n), "http://"+addr, own)
 		}
 	}
-	clients := int64(balancedClients + directClients*len(direct))
-	eventually(t, 10*time.Second, "clients are answered", func() bool { return tr.reads.Load() > clients && tr.writes.Load() > clients })
+	eventually(t, 10*time.Second, "every client is answered", func() bool {
+		return !slices.ContainsFunc(tr.workers, func(w *worker) bool { return w.answered.Load() == 0 })
+	})
 	return tr
 }
 
@@ -92,6 +94,7 @@ func (tr *traffic) begin(ctx context.Context, t *testing.T, name, base string, h
 		t.Fatal(err)
 	}
 	w := &worker{traffic: tr, t: t, name: name, client: c}
+	tr.workers = append(tr.workers, w)
 	tr.work.Go(func() {
 		defer h.CloseIdleConnections()
 		w.loop(ctx)
@@ -190,6 +193,8 @@ type worker struct {
 	client *todo.Client
 	own    []*entry
 	made   int
+
+	answered atomic.Int64
 }
 
 func (w *worker) loop(ctx context.Context) {
@@ -309,6 +314,7 @@ func (w *worker) sort(what string, err error, success *atomic.Int64) class {
 	switch {
 	case err == nil:
 		success.Add(1)
+		w.answered.Add(1)
 		return acknowledged
 	case errors.Is(err, todo.ErrOutcomeUnknown):
 		w.unknown.Add(1)

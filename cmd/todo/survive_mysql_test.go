@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"example.com/todo/internal/lab"
+	"example.com/todo/internal/labtest"
+)
+
+// testMySQLMoves does what an operator does to move the database under load: the old server takes no more writes, everything is
+// copied to the new one, the catalogue points there, and who still waits at the old one is sent away. Requests in that
+// moment are refused, and sent again by the clients' transport.
+func testMySQLMoves(t *testing.T, l *lab.Lab) {
+	from := openRoot(t, l)
+	other := labtest.Start(t, labtest.Options{Consul: 1, MySQL: 1}) // for its database only
+	to := openRoot(t, other)
+	addr := other.Addr("mysql")
+	tr := startTraffic(t, l)
+	var swapped time.Time
+	tr.during(t, "move", func() {
+		began := time.Now()
+		makeTable(t, from, to)
+		copyUsers(t, from, to, "vault")
+		pointVault(t, l, addr)
+		copyUsers(t, from, to, "v-approle-todo-%")
+		execute(t, from, "SET GLOBAL read_only = ON") // waits for the writes that have begun
+		unlock := copyTable(t, from, to)
+		announce(t, l, addr)
+		swapped = time.Now()
+		eventually(t, time.Second, "new connections go to the new server", func() bool { return sessions(t, to, "") >= len(instances) })
+		t.Logf("the move took %v, and new connections followed within %v", swapped.Sub(began).Round(time.Millisecond), time.Since(swapped).Round(time.Millisecond))
+		for _, id := range processes(t, from, "Query") {
+			_, _ = from.ExecContext(t.Context(), fmt.Sprintf("KILL %d", id)) // which may have ended by itself
+		}
+		tr.goOn(t, 500)
+		if n := sessions(t, from, "Query"); n > 0 {
+			t.Errorf("%d statements still go to the old server", n)
+		}
+		t.Logf("%d idle sessions are left at the old server", sessions(t, from, ""))
+		unlock()
+	})
+	tr.goOn(t, 500)
+	tr.settleIn(t, to)
+}
+
+func openRoot(t *testing.T, l *lab.Lab) *sql.DB {
+	t.Helper()
+	root, err := l.MySQL()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = root.Close() })
+	return root
+}
+
+func execute(t *testing.T, db interface {
+	ExecContext(context.Context, string, ...any) (sql.Result, error)
+}, statement string, args ...any) {
+	t.Helper()
+	if _, err := db.ExecContext(t.Context(), statement, args...); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// queryer is a pool, or one session of it.
+type queryer interface {
+	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
+}
+
+// query gives all rows, whatever they hold.
+func query(t *testing.T, db queryer, statement string, args ...any) (columns []string, all [][]any) {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), statement, args...)
+	if err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	defer rows.Close() //nolint:errcheck // read to the end
+	if columns, err = rows.Columns(); err != nil {
+		t.Fatal(err)
+	}
+	for rows.Next() {
+		row, into := make([]any, len(columns)), make([]any, len(columns))
+		for i := range row {
+			into[i] = &row[i]
+		}
+		if err := rows.Scan(into...); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, row)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return columns, all
+}
+
+func str(v any) string {
+	if b, ok := v.([]byte); ok {
+		return string(b)
+	}
+	return fmt.Sprint(v)
+}
+
+// copyUsers gives the new server the same accounts with the same passwords.
+func copyUsers(t *testing.T, from, to *sql.DB, like string) {
+	t.Helper()
+	_, users := query(t, from, "SELECT user FROM mysql.user WHERE user LIKE ? AND host = '%'", like)
+	if len(users) == 0 {
+		t.Fatalf("no user is like %s", like)
+	}
+	for _, u := range users {
+		who := "'" + str(u[0]) + "'@'%'"
+		for _, show := range []string{"SHOW CREATE USER " + who, "SHOW GRANTS FOR " + who} {
+			_, statements := query(t, from, show)
+			for _, s := range statements {
+				execute(t, to, str(s[0]))
+			}
+		}
+	}
+}
+
+// pointVault has new credentials made at the new server.
+func pointVault(t *testing.T, l *lab.Lab, addr string) {
+	t.Helper()
+	c, err := l.VaultClient(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	settings, err := c.Logical().ReadWithContext(t.Context(), "database/config/mysql")
+	if err != nil || settings == nil {
+		t.Fatalf("read Vault's connection: %v", err)
+	}
+	details, _ := settings.Data["connection_details"].(map[string]any)
+	_, err = c.Logical().WriteWithContext(t.Context(), "database/config/mysql", map[string]any{
+		"plugin_name": settings.Data["plugin_name"], "allowed_roles": settings.Data["allowed_roles"], "username": details["username"],
+		"connection_url": "{{username}}:{{password}}@tcp(" + addr + ":3306)/", "verify_connection": true,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// makeTable makes the same empty table at the new server.
+func makeTable(t *testing.T, from, to *sql.DB) {
+	t.Helper()
+	for _, show := range []string{"DATABASE todo", "TABLE todo.todo"} {
+		_, create := query(t, from, "SHOW CREATE "+show)
+		execute(t, to, strings.Replace(str(create[0][1]), "CREATE TABLE `todo`", "CREATE TABLE todo.todo", 1))
+	}
+}
+
+// copyTable copies the todos while nobody else can use it: from here on the old server answers no question about todos,
+// so none can get an answer that is out of date. Unlocking lets those who wait go on.
+func copyTable(t *testing.T, from, to *sql.DB) (unlock func()) {
+	t.Helper()
+	session, err := from.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = session.Close() })
+	execute(t, session, "LOCK TABLES todo.todo WRITE")
+	columns, rows := query(t, session, "SELECT * FROM todo.todo")
+	insert := "INSERT INTO todo.todo (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	tx, err := to.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range rows {
+		execute(t, tx, insert, row...)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	return func() { execute(t, session, "UNLOCK TABLES") }
+}
+
+// announce puts the new server in the old one's place in the catalogue.
+func announce(t *testing.T, l *lab.Lab, addr string) {
+	t.Helper()
+	service, err := json.Marshal(map[string]any{
+		"ID": "mysql-new", "Name": "mysql", "Address": addr, "Port": 3306,
+		"Check": map[string]any{"TCP": addr + ":3306", "Interval": "2s", "Status": "passing"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := "http://" + l.Consul("mysql") + "/v1/agent/service/"
+	for _, step := range [][2]string{{"register", string(service)}, {"deregister/mysql", ""}} {
+		if resp, body := call(t, http.MethodPut, agent+step[0], step[1]); resp.StatusCode != http.StatusOK {
+			t.Fatalf("%s: %s %s", step[0], resp.Status, body)
+		}
+	}
+}
+
+// processes are the sessions of the todos in a state, or in any if it is "".
+func processes(t *testing.T, root *sql.DB, command string) (ids []int64) {
+	t.Helper()
+	_, rows := query(t, root, "SELECT id FROM information_schema.processlist WHERE user LIKE 'v-approle-todo-%' AND command LIKE ?", command+"%")
+	for _, r := range rows {
+		id, err := strconv.ParseInt(str(r[0]), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+func sessions(t *testing.T, root *sql.DB, command string) int {
+	t.Helper()
+	return len(processes(t, root, command))
+}
