@@ -79,7 +79,7 @@ stop_watched() {
 }
 
 # as_root COMMAND…: run COMMAND as root, through sudo if need be. WHY completes the sentence that asks for the password.
-if [ -t 0 ]; then someone_is_there=yes; else someone_is_there=no; fi
+if [ -t 0 ] && { : </dev/tty; } 2>/dev/null; then someone_is_there=yes; else someone_is_there=no; fi
 as_root() {
   if [ "$(id -u)" = 0 ]; then
     "$@"
