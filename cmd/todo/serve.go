@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"example.com/todo/creds"
@@ -37,7 +38,8 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	server := todo.NewServer(handler, logger)
+	bye := &farewell{next: handler}
+	server := todo.NewServer(bye, logger)
 	registration, err := newRegistration(cfg, listener.Addr().String(), logger)
 	if err != nil {
 		return err
@@ -56,13 +58,27 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 	case trouble = <-catalogue.failed:
 	case trouble = <-d.failed():
 	}
-	server.SetKeepAlivesEnabled(false)
+	bye.begun.Store(true)
 	leave(ctx, cfg, catalogue, registration, logger)
 	drain(ctx, cfg, server, logger)
 	http.end()
 	d.end(logger)
 	logger.Info("left")
 	return trouble
+}
+
+// farewell sends clients elsewhere once it has begun: each answer ends its connection. Idle connections are left as they are, since a
+// request may be on its way on any of them; Server.SetKeepAlivesEnabled would close those at once, and lose the request.
+type farewell struct {
+	next  http.Handler
+	begun atomic.Bool
+}
+
+func (f *farewell) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if f.begun.Load() {
+		w.Header().Set("Connection", "close")
+	}
+	f.next.ServeHTTP(w, r)
 }
 
 // leave takes the instance out of the catalogue and waits until its readers can know.
