@@ -125,7 +125,7 @@ func followHealth(t *testing.T, l *lab.Lab) *health {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &health{cancel: cancel, done: make(chan struct{})}
-	go h.follow(ctx, "http://"+l.Consul("mysql")+"/v1/health/service/todo?wait=1s&index=")
+	go h.follow(ctx, "http://"+l.Consul("mysql")+"/v1/health/service/todo?wait=500ms&index=")
 	t.Cleanup(func() { h.end() })
 	h.confirm(t)
 	return h
@@ -134,12 +134,13 @@ func followHealth(t *testing.T, l *lab.Lab) *health {
 func (h *health) follow(ctx context.Context, url string) {
 	defer close(h.done)
 	index := "0"
-	for ctx.Err() == nil {
+	tick := time.NewTicker(20 * time.Millisecond) // while there is no leader to ask
+	defer tick.Stop()
+	for ; ctx.Err() == nil; <-tick.C {
 		var entries []healthEntry
 		header := http.Header{}
 		if err := getJSON(ctx, url+index, header, &entries); err != nil {
 			index = "0"
-			<-time.After(20 * time.Millisecond) // there is no leader to ask
 			continue
 		}
 		index = header.Get("X-Consul-Index")

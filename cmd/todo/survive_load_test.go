@@ -55,15 +55,17 @@ type entry struct {
 	gone    bool     // its deletion was acknowledged
 }
 
-// startTraffic begins with clients that look the service up at the agent of the database's machine, and with others that know the
-// addresses of single instances. It returns when each has had an answer.
-func startTraffic(t *testing.T, l *lab.Lab, direct ...string) *traffic {
+// clients are those of a traffic besides the ones that look the service up and send again what may be sent again.
+type clients struct {
+	once   int      // look the service up, and send every request once
+	direct []string // addresses of instances, each of which gets clients that know nothing else
+}
+
+// startTraffic begins with clients that look the service up at the agent of the database's machine. It returns when each has had an
+// answer.
+func startTraffic(t *testing.T, l *lab.Lab, c clients) *traffic {
 	t.Helper()
 	w, err := discovery.NewWatch(discovery.Config{Agent: l.Consul("mysql")}, "todo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	transport, err := discovery.NewTransport(w, discovery.TransportConfig{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,11 +73,15 @@ func startTraffic(t *testing.T, l *lab.Lab, direct ...string) *traffic {
 	tr := &traffic{lab: l, watch: w, run: fmt.Sprintf("%08x", rand.Uint32()), stop: cancel}
 	t.Cleanup(tr.end)
 	tr.work.Go(func() { _ = w.Run(ctx) }) // its only error is that of a second Run
-	balanced := &http.Client{Transport: attempts{transport}}
+	balanced := tr.balance(t, discovery.TransportConfig{})
 	for n := range balancedClients {
 		tr.begin(ctx, t, fmt.Sprintf("balanced%d", n), "http://todo", balanced)
 	}
-	for _, addr := range direct {
+	once := tr.balance(t, discovery.TransportConfig{Tries: 1})
+	for n := range c.once {
+		tr.begin(ctx, t, fmt.Sprintf("once%d", n), "http://todo", once)
+	}
+	for _, addr := range c.direct {
 		for n := range directClients {
 			own := &http.Client{Transport: &http.Transport{}, Timeout: 15 * time.Second}
 			tr.begin(ctx, t, fmt.Sprintf("%s-%d", addr, n), "http://"+addr, own)
@@ -85,6 +91,16 @@ func startTraffic(t *testing.T, l *lab.Lab, direct ...string) *traffic {
 		return !slices.ContainsFunc(tr.workers, func(w *worker) bool { return w.answered.Load() == 0 })
 	})
 	return tr
+}
+
+// balance makes an http.Client over all instances that the traffic's watch finds.
+func (tr *traffic) balance(t *testing.T, c discovery.TransportConfig) *http.Client {
+	t.Helper()
+	transport, err := discovery.NewTransport(tr.watch, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &http.Client{Transport: attempts{transport}}
 }
 
 func (tr *traffic) begin(ctx context.Context, t *testing.T, name, base string, h *http.Client) {

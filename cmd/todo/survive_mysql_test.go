@@ -23,7 +23,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 	other := labtest.Start(t, labtest.Options{Consul: 1, MySQL: 1}) // for its database only
 	to := openRoot(t, other)
 	addr := other.Addr("mysql")
-	tr := startTraffic(t, l)
+	tr := startTraffic(t, l, clients{})
 	var swapped time.Time
 	tr.during(t, "move", func() {
 		began := time.Now()

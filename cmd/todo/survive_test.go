@@ -51,8 +51,9 @@ func addresses(l *lab.Lab) (at []string) {
 	return at
 }
 
+// testRestarts has clients that send everything once, too: whoever follows the catalogue never meets an instance that has closed.
 func testRestarts(t *testing.T, l *lab.Lab) {
-	tr := startTraffic(t, l)
+	tr := startTraffic(t, l, clients{once: 3})
 	for n := range soak(200, 6) {
 		machine := instances[n%len(instances)]
 		tr.during(t, "restart of "+machine, func() {
@@ -72,7 +73,7 @@ func testRestarts(t *testing.T, l *lab.Lab) {
 }
 
 func testKills(t *testing.T, l *lab.Lab) {
-	tr := startTraffic(t, l)
+	tr := startTraffic(t, l, clients{})
 	for n := range soak(200, 4) {
 		machine := instances[n%len(instances)]
 		tr.during(t, "kill of "+machine, func() {
@@ -101,7 +102,7 @@ func randomMoment() { <-time.After(rand.N(300 * time.Millisecond)) }
 
 func testConsulServers(t *testing.T, l *lab.Lab) {
 	health := followHealth(t, l)
-	tr := startTraffic(t, l, addresses(l)...)
+	tr := startTraffic(t, l, clients{direct: addresses(l)})
 	for range soak(10, 1) {
 		first := leader(t, l)
 		for _, server := range append([]string{first}, others(l, first)...) {
@@ -135,7 +136,7 @@ func testConsulServers(t *testing.T, l *lab.Lab) {
 }
 
 func testNoConsul(t *testing.T, l *lab.Lab) {
-	tr := startTraffic(t, l, addresses(l)...)
+	tr := startTraffic(t, l, clients{direct: addresses(l)})
 	outage := time.Duration(soak(60, 8)) * time.Second
 	tr.during(t, "outage of Consul", func() {
 		for _, m := range l.Machines() {
@@ -228,7 +229,7 @@ func testDNSOnly(t *testing.T, l *lab.Lab) {
 	}
 	eventually(t, 15*time.Second, "it is ready", answers("/readyz"))
 	eventually(t, 5*time.Second, "it is healthy", answers("/health"))
-	tr := startTraffic(t, l, addr)
+	tr := startTraffic(t, l, clients{direct: []string{addr}})
 	tr.goOn(t, 500)
 	tr.settle(t)
 	if health, listed := catalogue(t, l)["todo-dns"]; listed {
