@@ -217,6 +217,9 @@ func (c Config) withDefaults() (Config, error) {
 
 // jitter spreads d over its upper half, so that many processes that began together do not stay together.
 func jitter(d time.Duration) time.Duration {
+	if d <= 0 {
+		return 0
+	}
 	return d/2 + rand.N(d/2+1)
 }
 

@@ -107,3 +107,13 @@ func TestBackoff_DoublesJittersAndStartsAgain(t *testing.T) {
 		b.reset()
 	}
 }
+
+func TestJitter_StaysInTheUpperHalf(t *testing.T) {
+	for _, d := range []time.Duration{-time.Second, 0, 1, 2, 3, time.Second} {
+		for range 100 {
+			if got := jitter(d); got < 0 || got > max(d, 0) || got < d/2 {
+				t.Fatalf("jitter(%d) = %d", d, got)
+			}
+		}
+	}
+}

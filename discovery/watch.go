@@ -244,9 +244,9 @@ func nextIndex(last, got uint64) uint64 {
 func (w *Watch) wait() time.Duration {
 	wait := w.cfg.Wait
 	if !w.emptySince.IsZero() {
-		wait = min(wait, w.cfg.HoldEmpty-time.Since(w.emptySince))
+		wait = min(wait, w.cfg.HoldEmpty-time.Since(w.emptySince)) // less than nothing if that moment has just passed
 	}
-	return max(jitter(wait), time.Second)
+	return jitter(max(wait, time.Second))
 }
 
 // take makes an answer the current one. A partial error is remembered, and changes nothing else.

@@ -288,6 +288,23 @@ func TestWatch_DoesNotBelieveAtOnceThatAllInstancesAreGone(t *testing.T) {
 	})
 }
 
+func TestWatch_BelievesAnEmptyCatalogueAtTheFirstAnswerAfterItsTime(t *testing.T) {
+	for offset := range 30 { // so that the time ends in all of the watch's states, between two queries too
+		synctest.Test(t, func(t *testing.T) {
+			f := newFakeConsul(at("a:1")...)
+			w := follow(t, f, Config{HoldEmpty: 10 * time.Second})
+			expect(t, w, FromAPI, "a:1")
+			time.Sleep(time.Minute)
+			f.set(func(f *fakeConsul) { f.all = []Instance{} })
+			time.Sleep(9700*time.Millisecond + time.Duration(offset)*10*time.Millisecond)
+			f.set(func(*fakeConsul) {}) // ends the query that blocks
+			expect(t, w, FromRemembered, "a:1")
+			time.Sleep(2 * time.Second)
+			expect(t, w, FromAPI, "")
+		})
+	}
+}
+
 func TestWatch_BelievesAnEmptyCatalogueOnlyIfItSaysSoWithoutAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFakeConsul(at("a:1")...)
