@@ -168,7 +168,7 @@ func TestUp_GetsToAGreenBoardAfterEveryKill(t *testing.T) {
 	if soak() {
 		times = 20
 	}
-	const longest = 6 * time.Second // a little more than a whole up takes
+	const longest = 5 * time.Second // a little more than a whole up takes
 	c := newCLI(t, labtest.Options{Vault: 2, MySQL: 1, Todo: 2})
 	for i := range times {
 		// Every other time from nothing, where more can go wrong: what is made once is being made.

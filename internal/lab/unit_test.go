@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -186,6 +187,44 @@ func TestChange_QueuesWithinOneProcess(t *testing.T) {
 		t.Errorf("got %v, want to have waited until the deadline", err)
 	}
 	done()
+}
+
+func TestMakeDir_RefusesTheDirectoryOfAnotherUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // only root can give a directory away
+	}
+	l := openTest(t)
+	if err := l.makeDir(); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 65534
+	if err := os.Chown(l.dir, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.makeDir(); err == nil || !strings.Contains(err.Error(), "65534") {
+		t.Errorf("got %v, want a refusal that names the owner", err)
+	}
+}
+
+func TestDialIn_ReachesASocketWhosePathIsTooLong(t *testing.T) {
+	dir := t.TempDir()
+	s, err := net.Listen("unix", filepath.Join(dir, "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	long := filepath.Join(dir, strings.Repeat("long", 40))
+	if err := os.Mkdir(long, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "s"), filepath.Join(long, "s")); err != nil {
+		t.Fatal(err)
+	}
+	c, err := dialIn(t.Context(), long, "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
 }
 
 func TestReadEnv_TakesLinesAndLeavesComments(t *testing.T) {

@@ -118,11 +118,17 @@ func reap(base string) error {
 func takeAway(dir string) error {
 	l, err := lab.Open(lab.Config{Dir: dir})
 	if err != nil {
-		return err
+		// Another version of the lab made it, or half of it. Without its directory what runs of it is still found.
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+		if l, err = lab.Open(lab.Config{Dir: dir}); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), downWithin)
 	defer cancel()
-	return l.Down(ctx, lab.DownOptions{Wipe: true, Hard: true})
+	return errors.Join(l.Down(ctx, lab.DownOptions{Wipe: true, Hard: true}), os.RemoveAll(dir))
 }
 
 // lockWait waits for a lock.

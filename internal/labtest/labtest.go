@@ -192,7 +192,9 @@ func (r *running) close(keepLogs bool) error {
 	if keepLogs {
 		keep = keepLogsOf(r.claim)
 	}
-	return errors.Join(keep, r.lab.Down(ctx, lab.DownOptions{Wipe: true, Hard: true}), r.claim.release())
+	down := r.lab.Down(ctx, lab.DownOptions{Wipe: true, Hard: true})
+	// The lab leaves alone what is not its own; here everything is the test's.
+	return errors.Join(keep, down, os.RemoveAll(r.claim.labDir()), r.claim.release())
 }
 
 // logs shows the end of every log, and where the whole will be.

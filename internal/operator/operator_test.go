@@ -2,6 +2,7 @@ package operator_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,6 +15,7 @@ import (
 	"example.com/todo/internal/lab"
 	"example.com/todo/internal/labtest"
 	"example.com/todo/internal/operator"
+	"github.com/go-sql-driver/mysql"
 	vault "github.com/hashicorp/vault/api"
 	"go.uber.org/goleak"
 )
@@ -175,6 +177,47 @@ func TestConfigure_KeepsVaultsPasswordToVault(t *testing.T) {
 	}
 }
 
+func TestConfigure_LeavesTheOperatorWithoutVaultsPassword(t *testing.T) {
+	l := shared.Lab(t)
+	if _, err := root(t, l).Logical().Delete("auth/approle/role/todo"); err != nil { // as if it had never been completed
+		t.Fatal(err)
+	}
+	given := ""
+	o, err := operator.New(operator.Config{
+		Dir: filepath.Join(l.Dir(), "operator"), Vaults: []string{address(l)}, MySQLAddress: l.Addr("mysql") + ":3306",
+		SQL: func(_ context.Context, statements ...string) error {
+			for _, s := range statements {
+				if _, rest, ok := strings.Cut(s, "IDENTIFIED BY '"); ok {
+					given, _, _ = strings.Cut(rest, "'")
+				}
+			}
+			execute(t, l, statements...)
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Configure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if given == "" {
+		t.Fatal("Vault's account was given no password")
+	}
+	c := mysql.NewConfig()
+	c.User, c.Passwd, c.Net, c.Addr = "vault", given, "tcp", l.Addr("mysql")+":3306"
+	connector, err := mysql.NewConnector(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := sql.OpenDB(connector)
+	defer db.Close()
+	var refused *mysql.MySQLError
+	if err := db.PingContext(t.Context()); !errors.As(err, &refused) || refused.Number != 1045 {
+		t.Errorf("with the password that the operator knew: %v, want to be refused", err)
+	}
+}
+
 func TestConfigure_RepairsADatabaseThatWasMadeAnew(t *testing.T) {
 	l := shared.Lab(t)
 	o := operatorOf(t, l)
@@ -269,7 +312,7 @@ func TestIdentity_LeasesItsOwnRoleOnly(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, path := range []string{"database/creds/" + operator.RoleMigrate, "database/config/mysql", "auth/approle/role/todo/role-id", "sys/mounts"} {
+	for _, path := range []string{"database/creds/" + operator.RoleMigrate, "database/config/mysql", "auth/approle/role/todo/role-id", "sys/mounts", "cubbyhole/x"} {
 		if _, err := c.Logical().Read(path); err == nil {
 			t.Errorf("it may read %s", path)
 		}
