@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -121,6 +123,7 @@ type cli struct {
 	up      []string
 	env     []string
 	as      *syscall.Credential
+	under   []string // a program that runs the program, and its arguments
 }
 
 func newCLI(t *testing.T, o labtest.Options) *cli {
@@ -138,7 +141,8 @@ func newCLI(t *testing.T, o labtest.Options) *cli {
 }
 
 func (c *cli) command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, c.program, append([]string{"--dir", c.dir}, args...)...)
+	line := slices.Concat(c.under, []string{c.program, "--dir", c.dir}, args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = c.env
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: c.as}
 	return cmd
@@ -152,6 +156,17 @@ func (c *cli) must(t *testing.T, args ...string) string {
 		t.Fatalf("lab %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	t.Logf("%5.1f s  lab %s", time.Since(begun).Seconds(), strings.Join(args, " "))
+	return string(out)
+}
+
+// mayFail is for commands whose exit code tells of the lab and not of themselves.
+func (c *cli) mayFail(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := c.command(t.Context(), args...).CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
 	return string(out)
 }
 
@@ -252,6 +267,24 @@ func TestUp_WorksForAnOrdinaryUser(t *testing.T) {
 	if _, err := os.Stat(c.dir); err == nil {
 		t.Errorf("%s is still there", c.dir)
 	}
+}
+
+// In a container root may not look into processes of other users, such as the database server that it started.
+func TestUp_WorksForRootInAContainer(t *testing.T) {
+	if os.Geteuid() != 0 {
+		return // and there is nothing to take away
+	}
+	c := newCLI(t, labtest.Options{Vault: 2, MySQL: 1})
+	c.under = []string{"setpriv", "--bounding-set=-sys_ptrace,-perfmon,-sys_admin,-dac_read_search"}
+	c.must(t, c.up...)
+	c.must(t, c.up...)
+	c.must(t, "stop", "mysql")
+	c.must(t, "start", "mysql")
+	c.must(t, "pause", "mysql")
+	if b := c.mayFail(t, "status", "--json"); !strings.Contains(b, `"process": "paused"`) {
+		t.Errorf("the board does not show that the database is paused: %s", b)
+	}
+	c.must(t, "down", "--wipe")
 }
 
 // ordinaryUser is nobody, who exists everywhere and may do nothing.
