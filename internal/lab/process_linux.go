@@ -111,7 +111,8 @@ func readStat(pid int) (stat, error) {
 	}
 	// The second field is the name in parentheses, and a name may hold anything.
 	f := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	const state, session, start = 3 - 3, 6 - 3, 22 - 3
+	const first = 3 // the number of f[0]
+	const state, session, start = 0, 6 - first, 22 - first
 	if len(f) <= start {
 		return stat{}, fmt.Errorf("process %d: /proc/%d/stat has %d fields", pid, pid, len(f))
 	}

@@ -39,7 +39,6 @@ type unit struct {
 func (u *unit) id() string              { return u.machine.Name + "/" + u.name }
 func (u *unit) dir() string             { return u.lab.machineDir(u.machine) }
 func (u *unit) log() string             { return filepath.Join(u.dir(), u.name+".log") }
-func (u *unit) agent() bool             { return u.name == unitAgent }
 func (u *unit) file(name string) string { return filepath.Join(u.dir(), name) }
 
 // units are the processes of one machine in the order in which they start.

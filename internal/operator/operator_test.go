@@ -29,7 +29,7 @@ func TestSecret_DoesNotShowItself(t *testing.T) {
 	s := operator.Secret("hunter2")
 	var b strings.Builder
 	slog.New(slog.NewJSONHandler(&b, nil)).Info("x", "secret", s)
-	for name, text := range map[string]string{"%v": fmt.Sprintf("%v", s), "%s": fmt.Sprintf("%s", s), "%#v": fmt.Sprintf("%#v", s), "%+v of a struct": fmt.Sprintf("%+v", operator.Identity{SecretID: s}), "slog": b.String()} {
+	for name, text := range map[string]string{"%v": fmt.Sprintf("%v", s), "in an error": fmt.Errorf("it is %s", s).Error(), "%#v": fmt.Sprintf("%#v", s), "%+v of a struct": fmt.Sprintf("%+v", operator.Identity{SecretID: s}), "slog": b.String()} {
 		if strings.Contains(text, "hunter2") {
 			t.Errorf("%s shows it: %s", name, text)
 		}
