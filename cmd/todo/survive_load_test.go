@@ -73,6 +73,7 @@ func startTraffic(t *testing.T, l *lab.Lab, c clients) *traffic {
 	tr := &traffic{lab: l, watch: w, run: fmt.Sprintf("%08x", rand.Uint32()), stop: cancel}
 	t.Cleanup(tr.end)
 	tr.work.Go(func() { _ = w.Run(ctx) }) // its only error is that of a second Run
+	eventually(t, 10*time.Second, "the watch sees all instances", func() bool { return w.Status().Instances == len(instances) })
 	balanced := tr.balance(t, discovery.TransportConfig{})
 	for n := range balancedClients {
 		tr.begin(ctx, t, fmt.Sprintf("balanced%d", n), "http://todo", balanced)
