@@ -43,6 +43,7 @@ type Vault struct {
 type MySQL struct {
 	Address string
 	DataDir string
+	TmpDir  string // its own: servers in containers that share /tmp may have the same process id, and temporary tables are named by it
 	Socket  string // relative names are relative to DataDir
 }
 

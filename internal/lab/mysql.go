@@ -129,7 +129,11 @@ func (l *Lab) prepareMySQL(ctx context.Context, u *unit) error {
 			return err
 		}
 	}
-	c := provision.MySQL{Address: u.machine.Addr, DataDir: data, Socket: mysqlSocket}
+	temporary, err := makeTemporary(data)
+	if err != nil {
+		return err
+	}
+	c := provision.MySQL{Address: u.machine.Addr, DataDir: data, TmpDir: temporary, Socket: mysqlSocket}
 	if err := render(u.file(mysqlConfig), mysqlConfig, c); err != nil {
 		return err
 	}
@@ -159,6 +163,22 @@ func makeDatabaseHome(u *unit, data string) error {
 		return err
 	}
 	return errors.Join(os.Chown(home, uid, gid), os.Chmod(home, 0o700))
+}
+
+// makeTemporary makes the server's directory for temporary tables, beside its data.
+func makeTemporary(data string) (string, error) {
+	dir := filepath.Join(filepath.Dir(data), "tmp")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	if os.Geteuid() != 0 {
+		return dir, nil
+	}
+	uid, gid, err := databaseOwner()
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chown(dir, uid, gid)
 }
 
 func databaseOwner() (uid, gid int, err error) {
