@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -214,4 +215,33 @@ func TestWatch_EndsABlockingQueryAtOnce(t *testing.T) {
 	if took := time.Since(began); took > time.Second {
 		t.Errorf("took %s", took)
 	}
+}
+
+func TestWatch_LeavesNoConnectionBehind(t *testing.T) {
+	var open atomic.Int64
+	answered := make(chan struct{}, 100)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, twoEntries)
+		answered <- struct{}{}
+	}))
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			open.Add(1)
+		case http.StateClosed:
+			open.Add(-1)
+		}
+	}
+	s.Start()
+	t.Cleanup(s.Close)
+	w, err := NewWatch(Config{Agent: s.URL}, "todo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, w.Run)
+	for range 3 {
+		<-answered
+	}
+	stop()
+	eventually(t, time.Second, "all connections are closed", func() bool { return open.Load() == 0 })
 }
