@@ -44,6 +44,7 @@ func testRotations(t *testing.T, s *stand) {
 	a := s.app(t, times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour})
 	src, db, _ := a.run(t)
 	l := a.work(t, db, 32)
+	a.hold(db, l)
 	before := footprint()
 	rotations := soak(1000, 40)
 	for i := range rotations {
@@ -64,6 +65,9 @@ func testRotations(t *testing.T, s *stand) {
 	}
 	if after.heap > before.heap*2+(8<<20) {
 		t.Errorf("heap grew from %d to %d bytes", before.heap, after.heap)
+	}
+	if n := a.retries(t); n > 0 {
+		t.Errorf("%v statements met a revocation of ours", n)
 	}
 	if open := db.Stats().OpenConnections; open > 16 {
 		t.Errorf("%d connections, want 16 at most", open)
@@ -92,6 +96,7 @@ func testGeneralLog(t *testing.T, s *stand) {
 	s.exec(t, "SET GLOBAL general_log_file = 'general.log'", "SET GLOBAL log_output = 'FILE'", "SET GLOBAL general_log = ON")
 	src, db, stop := a.run(t)
 	l := a.work(t, db, 32)
+	a.hold(db, l)
 	for range soak(100, 10) {
 		if err := src.Rotate(t.Context()); err != nil {
 			t.Fatal(err)
@@ -187,6 +192,9 @@ func testTokenMaximum(t *testing.T, s *stand) {
 	want := soak(12, 2)
 	until(t, time.Duration(want+2)*10*time.Second, "the tokens reach their maximum", func() bool { return src.Status().Generation > want })
 	l.stop(t)
+	if n := a.retries(t); n > 0 {
+		t.Errorf("%v statements met the end of a token that we could have foreseen", n)
+	}
 	until(t, 10*time.Second, "one lease and one user", func() bool { return a.leases(t) == 1 && len(a.users(t)) == 1 })
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/go-sql-driver/mysql"
 	vault "github.com/hashicorp/vault/api"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"example.com/todo/creds"
 	"example.com/todo/internal/lab"
@@ -148,6 +149,8 @@ type app struct {
 	table string
 	role  string
 	cfg   creds.Config
+
+	metrics *prometheus.Registry // of the last source that was run
 }
 
 var apps atomic.Int32
@@ -207,6 +210,8 @@ func seconds(d time.Duration) string { return fmt.Sprintf("%ds", int(d.Seconds()
 // run starts a source and a pool; both end with the test, or when stop is called.
 func (a *app) run(t testing.TB) (src *creds.Source, db *sql.DB, stop func()) {
 	t.Helper()
+	a.metrics = prometheus.NewRegistry()
+	a.cfg.Metrics = a.metrics
 	src, err := creds.New(a.cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -238,6 +243,7 @@ type load struct {
 
 	mu     sync.Mutex
 	errors map[string]int
+	ctx    context.Context // of the load as a whole
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -246,7 +252,7 @@ type load struct {
 func (a *app) work(t testing.TB, db *sql.DB, workers int) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	l := &load{errors: map[string]int{}, cancel: cancel}
+	l := &load{errors: map[string]int{}, ctx: ctx, cancel: cancel}
 	for w := range workers {
 		l.wg.Go(func() {
 			for n := 0; ctx.Err() == nil; n++ {
@@ -260,6 +266,37 @@ func (a *app) work(t testing.TB, db *sql.DB, workers int) *load {
 	}
 	t.Cleanup(func() { cancel(); l.wg.Wait() })
 	return l
+}
+
+// hold adds workers whose transactions outlast a rotation, and that nobody runs again: only the drain is for them.
+func (a *app) hold(db *sql.DB, l *load) {
+	ctx := l.ctx
+	for w := range 2 {
+		l.wg.Go(func() {
+			for ctx.Err() == nil {
+				l.count(&l.tx, &l.txFailed, a.slow(ctx, db, w))
+			}
+		})
+	}
+}
+
+func (a *app) slow(ctx context.Context, db *sql.DB, w int) error {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback() //nolint:errcheck // after Commit it has nothing to do
+	for range 3 {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO "+a.table+" (worker, n) VALUES (?, -1)", w); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return tx.Commit()
 }
 
 func (l *load) count(ok, failed *atomic.Int64, err error) {
@@ -353,6 +390,22 @@ func (a *app) users(t testing.TB) (users []string) {
 		t.Fatal(err)
 	}
 	return users
+}
+
+// retries counts the statements that met a revocation, and were run again. Nobody's should where we are in charge.
+func (a *app) retries(t testing.TB) (n float64) {
+	t.Helper()
+	families, err := a.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "creds_statement_retries_total" {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatal("no creds_statement_retries_total")
+	return 0
 }
 
 // leases counts the leases of this app in Vault.
