@@ -105,6 +105,9 @@ func (p *progress) animate() {
 func (p *progress) report(e lab.Event) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.inPlace && p.lines[e.Machine].Failed {
+		e = p.lines[e.Machine] // what failed is what the line is for, whatever comes after
+	}
 	p.lines[e.Machine], p.since[e.Machine] = e, time.Now()
 	if p.inPlace {
 		p.draw()
@@ -146,6 +149,8 @@ func (p *progress) line(name string, width int) string {
 	mark, text := p.paint.faint("·"), ""
 	switch spinner := []rune("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"); {
 	case !known:
+	case e.Failed:
+		mark, text = p.paint.bad("✗"), e.Text
 	case e.Warning:
 		mark, text = p.paint.soso("!"), e.Text
 	case e.Done:

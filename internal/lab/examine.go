@@ -108,6 +108,9 @@ func examineDatabase(ctx context.Context) Finding {
 	}
 	f.Have = version
 	if os.Geteuid() == 0 {
+		if lost := orphans(); len(lost) > 0 {
+			f.Have += fmt.Sprintf("; left by labs that were deleted and not wiped: `rm -r %s`", strings.Join(lost, " "))
+		}
 		if _, err := user.Lookup(databaseUser); err != nil {
 			f.Err = fmt.Errorf("root does not run the database server itself, and the user %q is missing: %w", databaseUser, err)
 		}

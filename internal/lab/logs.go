@@ -35,6 +35,9 @@ func Tail(path string, lines int) []string {
 	if err != nil {
 		return nil
 	}
+	if len(text) == 0 {
+		return nil
+	}
 	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
 	return all[max(0, len(all)-lines):]
 }

@@ -23,6 +23,7 @@ const (
 	unitInstall  = "install" // the making of the first data directory
 	unitMigrate  = "migrate" // a change of the schema
 	databaseHome = "/var/lib/todo-lab"
+	homeNote     = "lab"   // the file there that says which lab it belongs to
 	databaseUser = "mysql" // what the server runs as when root starts it
 )
 
@@ -162,7 +163,25 @@ func makeDatabaseHome(u *unit, data string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.Chown(home, uid, gid), os.Chmod(home, 0o700))
+	note := os.WriteFile(filepath.Join(home, homeNote), []byte(u.lab.dir+"\n"), 0o600)
+	return errors.Join(note, os.Chown(home, uid, gid), os.Chmod(home, 0o700))
+}
+
+// orphans are the database directories of labs that are gone, because somebody deleted their directories without wiping
+// them. Nobody but their owner knows whether a directory is gone or only not mounted, so they are named and not deleted.
+func orphans() []string {
+	var lost []string
+	notes, _ := filepath.Glob(filepath.Join(databaseHome, "*", homeNote))
+	for _, n := range notes {
+		lab, err := os.ReadFile(n)
+		if err != nil {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(strings.TrimSpace(string(lab)), stateFile)); errors.Is(err, fs.ErrNotExist) {
+			lost = append(lost, filepath.Dir(n))
+		}
+	}
+	return lost
 }
 
 // makeTemporary makes the server's directory for temporary tables, beside its data.

@@ -309,8 +309,14 @@ func TestUp_StopsWhatItStartedWhenAMachineFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var failed *lab.UnitError
-	if err := l.Up(t.Context(), lab.UpOptions{}); !errors.As(err, &failed) || failed.Unit != "vault0/vault" {
-		t.Errorf("got %v, want a UnitError about vault0/vault", err)
+	told := ""
+	err = l.Up(t.Context(), lab.UpOptions{Report: func(e lab.Event) {
+		if e.Failed {
+			told = e.Machine
+		}
+	}})
+	if !errors.As(err, &failed) || failed.Unit != "vault0/vault" || told != "vault0" {
+		t.Errorf("got %v, and was told of %q; want a UnitError about vault0/vault", err, told)
 	}
 	if left := running(t, l); len(left) > 0 {
 		t.Errorf("the failed up left %q", left)

@@ -104,20 +104,24 @@ type UnitError struct {
 	Unit string
 	Log  string
 	Err  error
+	end  []string // of the log when it happened: what comes after is how it was stopped
 }
 
 func (e *UnitError) Error() string { return e.Unit + ": " + e.Err.Error() }
 func (e *UnitError) Unwrap() error { return e.Err }
 
-// Tail returns the last lines of the unit's log.
-func (e *UnitError) Tail(lines int) []string { return Tail(e.Log, lines) }
+// keptLines is how much of the log an error remembers.
+const keptLines = 50
+
+// Tail returns the last lines that the unit's log had when the error came up.
+func (e *UnitError) Tail(lines int) []string { return e.end[max(0, len(e.end)-lines):] }
 
 func (u *unit) fail(err error) error {
 	var already *UnitError
 	if err == nil || errors.As(err, &already) {
 		return err
 	}
-	return &UnitError{Unit: u.id(), Log: u.log(), Err: err}
+	return &UnitError{Unit: u.id(), Log: u.log(), Err: err, end: Tail(u.log(), keptLines)}
 }
 
 const (

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +24,7 @@ type Event struct {
 	Text    string
 	Done    bool // nothing more comes about this machine
 	Warning bool // somebody has to do something
+	Failed  bool // this is what the command fails of
 }
 
 // OperatorLine is the Machine of events about the operator's steps.
@@ -238,18 +240,23 @@ func checkPorts(us []*unit) error {
 func (r *run) up(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, m := range r.lab.machines {
-		g.Go(func() error { return r.pass(m.Name, r.machine(ctx, m)) })
+		g.Go(func() error { return r.pass(ctx, m.Name, r.machine(ctx, m)) })
 	}
 	if r.operator != nil {
-		g.Go(func() error { return r.pass(OperatorLine, r.operate(ctx)) })
+		g.Go(func() error { return r.pass(ctx, OperatorLine, r.operate(ctx)) })
 	}
 	return g.Wait()
 }
 
 // pass opens a machine's gate if it is done; if it failed, the end of the run's context opens all.
-func (r *run) pass(gate string, err error) error {
+func (r *run) pass(ctx context.Context, gate string, err error) error {
 	if err == nil {
 		close(r.gates[gate])
+		return nil
+	}
+	if ctx.Err() == nil { // else it fails because another did
+		machine, _, _ := strings.Cut(gate, "/")
+		r.tell(Event{Machine: machine, Text: err.Error(), Failed: true})
 	}
 	return err
 }
@@ -277,7 +284,7 @@ func (r *run) machine(ctx context.Context, m Machine) error {
 		// The database needs no agent to start, and its first start takes long.
 		return r.mysqlMachine(ctx, m, agent, service)
 	}
-	if err := r.pass(m.Name+"/"+unitAgent, r.unit(ctx, agent, agent.ready, "Consul starts")); err != nil {
+	if err := r.pass(ctx, m.Name+"/"+unitAgent, r.unit(ctx, agent, agent.ready, "Consul starts")); err != nil {
 		return err
 	}
 	switch m.Role {
@@ -389,7 +396,7 @@ func (r *run) undo(ctx context.Context) {
 				u.settle(ctx)
 				p, _ := r.running(u)
 				_, _ = u.stop(ctx, p) // the run's own error is what counts
-				r.report(u.machine.Name, u.name+" stopped again", true)
+				r.tell(Event{Machine: u.machine.Name, Text: u.name + " stopped again", Warning: true})
 			})
 		}
 		all.Wait()

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -216,7 +217,13 @@ func logFiles(dir string) []string {
 	return paths
 }
 
+// keptLogs is how many failed labs' logs are kept; the oldest make room.
+const keptLogs = 20
+
 func keepLogsOf(c *claim) error {
+	if err := forgetOldLogs(filepath.Dir(c.keptDir())); err != nil {
+		return err
+	}
 	for _, path := range logFiles(c.labDir()) {
 		to := filepath.Join(c.keptDir(), filepath.Base(filepath.Dir(path)), filepath.Base(path))
 		if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
@@ -227,6 +234,30 @@ func keepLogsOf(c *claim) error {
 			continue
 		}
 		if err := errors.Join(err, os.WriteFile(to, text, 0o600)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func forgetOldLogs(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	age := func(e fs.DirEntry) time.Time {
+		i, err := e.Info()
+		if err != nil {
+			return time.Time{} // gone, so it may go first
+		}
+		return i.ModTime()
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return age(a).Compare(age(b)) })
+	for _, e := range entries[:max(0, len(entries)-keptLogs+1)] {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
 	}
