@@ -121,7 +121,8 @@ func testConsulServers(t *testing.T, l *lab.Lab) {
 				t.Fatal(err)
 			}
 			eventually(t, 30*time.Second, server+" has caught up", func() bool {
-				return applied(t, l, server) >= applied(t, l, leader(t, l))
+				index := applied(t, l, server)
+				return index > 0 && index >= applied(t, l, leader(t, l))
 			})
 			health.confirm(t)
 		}
