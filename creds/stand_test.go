@@ -303,7 +303,7 @@ func (l *load) count(ok, failed *atomic.Int64, err error) {
 	switch {
 	case err == nil:
 		ok.Add(1)
-	case errors.Is(err, context.Canceled): // the load was told to stop
+	case l.ctx.Err() != nil: // it was told to stop, and database/sql has many words for that
 	default:
 		failed.Add(1)
 		l.mu.Lock()

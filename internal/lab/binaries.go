@@ -16,7 +16,7 @@ const (
 )
 
 // searchPath is where the lab's processes find programs; database servers often lie where only root looks.
-const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+const searchPath = "/usr/libexec:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // Binaries are the programs that the lab runs, besides the database server, which is the system's.
 type Binaries struct {
