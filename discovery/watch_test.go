@@ -296,8 +296,10 @@ func TestWatch_BelievesAnEmptyCatalogueAtTheFirstAnswerAfterItsTime(t *testing.T
 			expect(t, w, FromAPI, "a:1")
 			time.Sleep(time.Minute)
 			f.set(func(f *fakeConsul) { f.all = []Instance{} })
-			time.Sleep(9700*time.Millisecond + time.Duration(offset)*10*time.Millisecond)
+			time.Sleep(9680*time.Millisecond + time.Duration(offset)*10*time.Millisecond)
 			f.set(func(*fakeConsul) {}) // ends the query that blocks
+			time.Sleep(minGap / 8)
+			f.set(func(*fakeConsul) {}) // and the next, which has to be followed by a pause
 			expect(t, w, FromRemembered, "a:1")
 			time.Sleep(2 * time.Second)
 			expect(t, w, FromAPI, "")
