@@ -240,24 +240,30 @@ func (s *site) checkStatus(t *testing.T, id string) string {
 
 func testNoFlap(t *testing.T, s *site) {
 	a := s.web(t, "web", "web-a")
-	a.up(t)
+	a.definition.Interval = time.Hour // Whatever changes its health here is a registration.
+	a.registerOnce(t, nil)
+	t.Cleanup(func() { s.deregister(t, "web-a") })
 	w := s.watch(t, s.config(), "web")
 	within(t, 2*time.Second, "it is found", shows(w, a.addr))
-	if err := a.Maintenance(t.Context(), true, "deploy"); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.Maintenance(t.Context(), false, ""); err != nil {
-		t.Fatal(err)
-	}
-	within(t, 2*time.Second, "it is found", shows(w, a.addr))
 	end := throughout(t, "it is found and passes", func() bool { return shows(w, a.addr)() && s.checkStatus(t, "web-a") == "passing" })
-	a.health.Store(503) // so that a registration that sets the status would show before the next check does
-	a.registerOnce(t, map[string]string{"version": "8"})
-	a.health.Store(200)
+	a.health.Store(503) // so that a registration that sets the status sets another one
 	for n := range 10 {
 		a.registerOnce(t, map[string]string{"version": fmt.Sprint(n)})
 	}
 	end()
+	// The same must hold for a maintenance: a new process does not end what its operator began.
+	if err := a.Maintenance(t.Context(), true, "deploy"); err != nil {
+		t.Fatal(err)
+	}
+	a.registerOnce(t, nil)
+	if got := s.checkStatus(t, "web-a"); got != "passing" {
+		t.Errorf("the check is %s", got)
+	}
+	if resp, err := http.Get("http://" + s.Consul(agentMachine) + "/v1/agent/health/service/id/web-a?format=text"); err != nil || resp.StatusCode != 503 {
+		t.Errorf("after registering again the maintenance is over: %v, %v", resp, err)
+	} else {
+		resp.Body.Close()
+	}
 }
 
 func testDNS(t *testing.T, s *site) {
