@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,6 +26,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 	to := openRoot(t, other)
 	addr := other.Addr("mysql")
 	tr := startTraffic(t, l, clients{})
+	fillPools(t, l, from)
 	var swapped time.Time
 	tr.during(t, "move", func() {
 		began := time.Now()
@@ -147,6 +149,27 @@ func pointVault(t *testing.T, l *lab.Lab, addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// fillPools has every instance open all sessions that it may have: idle ones to a place that is left are what must not be used again.
+func fillPools(t *testing.T, l *lab.Lab, root *sql.DB) {
+	t.Helper()
+	const each = 16 // the default of TODO_DB_CONNS
+	session, err := root.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close() //nolint:errcheck // it only held a lock
+	execute(t, session, "LOCK TABLES todo.todo WRITE")
+	var waiting sync.WaitGroup
+	for _, machine := range instances {
+		for range each {
+			waiting.Go(func() { _ = getJSON(t.Context(), url(l, machine, "/todo?limit=1"), nil, nil) })
+		}
+	}
+	eventually(t, 5*time.Second, "the pools are full", func() bool { return sessions(t, root, "Query") >= each*len(instances) })
+	execute(t, session, "UNLOCK TABLES")
+	waiting.Wait()
 }
 
 // makeTable makes the same empty table at the new server.
