@@ -7,6 +7,7 @@ package provision
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"embed"
 	"fmt"
 	"text/template"
@@ -24,6 +25,14 @@ type Consul struct {
 	Server  bool     // whether this machine is one of them
 	Join    []string // addresses of the servers
 	Scripts bool     // whether this agent may run check scripts; only the database's machine needs it
+}
+
+// NodeID is the machine's identity in Consul, made from its name. An agent that lost its data would otherwise come back under
+// its name with another identity, and Consul refuses that while it still holds the old one for alive.
+func (c Consul) NodeID() string {
+	h := sha256.Sum256([]byte("consul node " + c.Node))
+	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // a UUID of version 8: made in a way of one's own (RFC 9562)
+	return fmt.Sprintf("%x-%x-%x-%x-%x", h[0:4], h[4:6], h[6:8], h[8:10], h[10:16])
 }
 
 // MySQLService is what mysql-service.hcl needs: how the database's machine announces its server to Consul.
