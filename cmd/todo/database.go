@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,9 @@ import (
 	"example.com/todo/discovery"
 	"example.com/todo/todo"
 )
+
+// idleTime is how long a connection may wait in the pool. It is what lets a database that has moved see its old sessions go.
+const idleTime = 30 * time.Second
 
 type registry = prometheus.Registry
 
@@ -73,6 +77,7 @@ func openDatabase(cfg config, registry *registry, logger *slog.Logger) (*databas
 	d.pool = sql.OpenDB(d.creds.Connector())
 	d.pool.SetMaxOpenConns(cfg.dbConns)
 	d.pool.SetMaxIdleConns(cfg.dbConns)
+	d.pool.SetConnMaxIdleTime(idleTime)
 	registry.MustRegister(collectors.NewDBStatsCollector(d.pool, cfg.dbName))
 	return d, nil
 }

@@ -44,6 +44,8 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 		})
 		t.Logf("the move took %v, and new connections followed within %v", swapped.Sub(began).Round(time.Millisecond), time.Since(swapped).Round(time.Millisecond))
 		tr.goOn(t, 500)
+		sendAway(t, from) // those too that were on their way when the catalogue changed
+		tr.goOn(t, 500)
 		if n := sessions(t, from, "Query"); n > 0 {
 			t.Errorf("%d statements still go to the old server", n)
 		}
