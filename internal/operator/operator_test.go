@@ -303,13 +303,16 @@ func TestIdentity_LeasesItsOwnRoleOnly(t *testing.T) {
 	if s.LeaseDuration != 60 {
 		t.Errorf("the lease lasts %d s, want 60", s.LeaseDuration)
 	}
-	for name, do := range map[string]func() error{
-		"renew its lease":  func() error { _, err := c.Sys().Renew(s.LeaseID, 0); return err },
-		"revoke its lease": func() error { return c.Sys().Revoke(s.LeaseID) },
-		"renew its token":  func() error { _, err := c.Auth().Token().RenewSelf(0); return err },
+	for _, may := range []struct {
+		what string
+		do   func() error
+	}{
+		{"renew its token", func() error { _, err := c.Auth().Token().RenewSelf(0); return err }},
+		{"renew its lease", func() error { _, err := c.Sys().Renew(s.LeaseID, 0); return err }},
+		{"revoke its lease", func() error { return c.Sys().Revoke(s.LeaseID) }},
 	} {
-		if err := do(); err != nil {
-			t.Errorf("%s: %v", name, err)
+		if err := may.do(); err != nil {
+			t.Errorf("%s: %v", may.what, err)
 		}
 	}
 	for _, path := range []string{"database/creds/" + operator.RoleMigrate, "database/config/mysql", "auth/approle/role/todo/role-id", "sys/mounts", "cubbyhole/x"} {
