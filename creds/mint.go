@@ -25,7 +25,7 @@ func (k *keeper) replace(ctx context.Context) {
 	k.made = slices.DeleteFunc(append(k.made, g), func(g *generation) bool { return g.given.Load() })
 	k.s.metrics.rotations.WithLabelValues(reason).Inc()
 	k.s.cfg.Logger.Info("credentials in use", "generation", g.number, "user", g.user, "lease", shortID(g.leaseID),
-		"ttl", g.lease.ttl, "reason", reason)
+		"ttl", g.lease.ttl.String(), "reason", reason)
 	for _, done := range k.waiting {
 		done <- nil
 	}
@@ -73,7 +73,7 @@ func (k *keeper) mintFailed(err error) {
 		k.s.note(err)
 	}
 	k.nextMint = time.Now().Add(delay)
-	k.s.cfg.Logger.Warn("no new credentials", "reason", k.wanted, "attempt", k.failures, "retry_in", delay.Round(time.Millisecond), "error", err)
+	k.s.cfg.Logger.Warn("no new credentials", "reason", k.wanted, "attempt", k.failures, "retry_in", delay.Round(time.Millisecond).String(), "error", err)
 }
 
 var errCapped = errors.New("minting is capped while new credentials do not work")
@@ -133,6 +133,9 @@ func (k *keeper) worthTrying(ctx context.Context) error {
 	callCtx, cancel := context.WithTimeout(ctx, readyTimeout)
 	defer cancel()
 	if err := k.s.vault.Ready(callCtx); err != nil {
+		if errors.Is(err, errUnavailable) {
+			return err
+		}
 		return fmt.Errorf("%w: %w", errUnavailable, err)
 	}
 	if !k.refused {

@@ -158,7 +158,7 @@ func (k *keeper) renew(ctx context.Context, kind string, held *grant, call func(
 	got.nominal = max(held.nominal, got.ttl)
 	got.renewAt = got.issued.Add(renewDelay(got.ttl, k.s.random()))
 	k.set(g, held, got)
-	k.s.cfg.Logger.Debug("renewed", "kind", kind, "generation", g.number, "ttl", got.ttl)
+	k.s.cfg.Logger.Debug("renewed", "kind", kind, "generation", g.number, "ttl", got.ttl.String())
 	if capped(got.ttl, got.nominal) {
 		k.want(kind + " reaches its maximum")
 	}
@@ -172,7 +172,7 @@ func (k *keeper) renewalFailed(ctx context.Context, kind string, held *grant, er
 	k.s.note(err)
 	left := time.Until(g.expiry())
 	k.set(g, held, later(*held, retryDelay(k.renewFailures, left, k.s.random())))
-	k.s.cfg.Logger.Warn("renewal failed", "kind", kind, "generation", g.number, "left", left.Round(time.Millisecond), "error", err)
+	k.s.cfg.Logger.Warn("renewal failed", "kind", kind, "generation", g.number, "left", left.Round(time.Millisecond).String(), "error", err)
 	if errors.Is(err, errUnavailable) {
 		return
 	}

@@ -1,12 +1,16 @@
 package main
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
 	"example.com/todo/internal/lab"
 	"github.com/spf13/cobra"
 )
+
+// maxTodos is as many instances as one computer starts within the time that is allowed, and a typing error less than it.
+const maxTodos = 20
 
 func (a *app) up() *cobra.Command {
 	var (
@@ -36,6 +40,9 @@ had started.`,
 			if err != nil {
 				return err
 			}
+			if n := counts.Todo; c.Flags().Changed("todo") && (n < 0 || n > maxTodos) {
+				return usageError{fmt.Errorf("--todo %d: want 0 to %d instances", n, maxTodos)}
+			}
 			want.Counts = l.Counts()
 			for flag, n := range map[string]*int{"consul": &want.Counts.Consul, "todo": &want.Counts.Todo} {
 				if c.Flags().Changed(flag) {
@@ -51,7 +58,7 @@ had started.`,
 	f := c.Flags()
 	f.StringVar(&want.Net, "net", "", "begin every address with this (default "+lab.DefaultNet+")")
 	f.IntVar(&counts.Consul, "consul", 0, "how many Consul servers: 1, 3 or more if the list has them (default 3)")
-	f.IntVar(&counts.Todo, "todo", 0, "how many todo instances (default 2)")
+	f.IntVar(&counts.Todo, "todo", 0, fmt.Sprintf("how many todo instances, at most %d (default 2)", maxTodos))
 	f.BoolVar(&manual, "manual", false, "leave the operator's steps to you")
 	f.DurationVar(&want.Times.Lease, "lease", 0, "how long leased MySQL credentials live (default 1m)")
 	f.DurationVar(&want.Times.LeaseMax, "lease-max", 0, "…however often they are renewed (default 24h)")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	neturl "net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -58,14 +59,19 @@ func settings(command string) []setting {
 		{name: "TODO_ADVERTISE", help: "host:port at which others reach this instance (default: TODO_LISTEN, with the host of CONSUL_HTTP_ADDR where that names none)", set: address(func(c *config) *string { return &c.advertise })},
 		{name: "TODO_INSTANCE", def: hostname(), help: "name of this instance, unlike all others", set: name(func(c *config) *string { return &c.instance })},
 		{name: "TODO_SERVICE", def: "todo", help: "name of the service in Consul", set: name(func(c *config) *string { return &c.service })},
-		{name: "TODO_LOG_LEVEL", def: "info", help: "debug, info, warn or error", set: func(c *config, v string) error { return c.logLevel.UnmarshalText([]byte(v)) }},
+		{name: "TODO_LOG_LEVEL", def: "info", help: "debug, info, warn or error", set: func(c *config, v string) error {
+			if c.logLevel.UnmarshalText([]byte(v)) != nil {
+				return fmt.Errorf("%q: want one of debug, info, warn, error", v)
+			}
+			return nil
+		}},
 
 		{name: "CONSUL_HTTP_ADDR", def: "127.0.0.1:8500", help: "HTTP API of the local Consul agent", set: address(func(c *config) *string { return &c.consulAddr })},
 		{name: "CONSUL_HTTP_TOKEN", help: "ACL token for it; needs service \"todo\" write, services and nodes read", set: secret(func(c *config) *creds.Secret { return &c.consulToken })},
 		{name: "TODO_CONSUL_DNS", help: "DNS of the local Consul agent (default: port 8600 at the host of CONSUL_HTTP_ADDR)", set: address(func(c *config) *string { return &c.consulDNS })},
 		{name: "DISCOVERY", def: "auto", help: "auto (API, then DNS), api or dns", set: oneOf(func(c *config) *string { return &c.discovery }, "auto", "api", "dns")},
 
-		{name: "VAULT_ADDR", help: "URL of Vault (default: the active Vault that Consul knows)", set: text(func(c *config) *string { return &c.vaultAddr })},
+		{name: "VAULT_ADDR", help: "URL of Vault (default: the active Vault that Consul knows)", set: httpURL(func(c *config) *string { return &c.vaultAddr })},
 		{name: "VAULT_ROLE_ID", help: "first half of the identity: the AppRole's role id", missing: "it comes with provisioning", set: text(func(c *config) *string { return &c.roleID })},
 		{name: "VAULT_SECRET_ID", help: "second half: a secret id minted for this instance", set: secret(func(c *config) *creds.Secret { return &c.secretID })},
 		{name: "VAULT_SECRET_ID_FILE", help: "the same, in a file that is read at each login", set: text(func(c *config) *string { return &c.secretIDFile })},
@@ -180,6 +186,17 @@ func printSettings(w io.Writer, command string) error {
 
 func text(field func(*config) *string) func(*config, string) error {
 	return func(c *config, v string) error {
+		*field(c) = v
+		return nil
+	}
+}
+
+func httpURL(field func(*config) *string) func(*config, string) error {
+	return func(c *config, v string) error {
+		u, err := neturl.Parse(v)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("%q: want a URL such as https://vault.example.com:8200", v)
+		}
 		*field(c) = v
 		return nil
 	}

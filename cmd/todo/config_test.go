@@ -36,7 +36,7 @@ func TestParse_WrongValues(t *testing.T) {
 	for _, setting := range []string{
 		"TODO_LISTEN=:99999", "TODO_LISTEN=nonsense", "TODO_INSTANCE=a b", "TODO_SERVICE=" + strings.Repeat("x", 64),
 		"TODO_DB_NAME=todo`; DROP", "TODO_DB_CONNS=0", "TODO_DB_CONNS=1001", "TODO_CHECK_INTERVAL=100ms",
-		"TODO_DRAIN_TIMEOUT=-1s", "TODO_LEAVE_DELAY=2h", "VAULT_SECRET_ID_FILE=/x",
+		"TODO_DRAIN_TIMEOUT=-1s", "TODO_LEAVE_DELAY=2h", "VAULT_SECRET_ID_FILE=/x", "VAULT_ADDR=nope", "VAULT_ADDR=ftp://x",
 	} {
 		name, _, _ := strings.Cut(setting, "=")
 		if _, err := parse("serve", valid(setting)); err == nil || !strings.Contains(err.Error(), name) {

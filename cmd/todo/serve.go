@@ -53,7 +53,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 	var trouble error
 	select {
 	case <-ctx.Done():
-		logger.Info("leaving", "drain_timeout", cfg.drainTimeout)
+		logger.Info("leaving", "drain_timeout", cfg.drainTimeout.String())
 	case trouble = <-http.failed:
 	case trouble = <-catalogue.failed:
 	case trouble = <-d.failed():

@@ -68,23 +68,46 @@ func (l *Lab) Start(ctx context.Context, ref string) error {
 		return err
 	}
 	for _, u := range us {
-		_, running, err := u.find()
+		p, running, err := u.find()
 		if err != nil {
 			return err
+		}
+		if running && p.paused() {
+			return fmt.Errorf("%s is paused: `lab resume %s` lets it go on", u.id(), ref)
 		}
 		if running {
 			continue
 		}
+		if err := l.agentFirst(u); err != nil {
+			return err
+		}
 		if err := checkPorts([]*unit{u}); err != nil {
 			return err
 		}
-		p, err := u.launch(ctx, "start")
+		p, err = u.launch(ctx, "start")
 		if err != nil {
 			return err
 		}
 		if err := u.await(ctx, p, u.answers); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// agentFirst refuses to start a Vault that would wait for ever: its storage is reached through its machine's agent.
+func (l *Lab) agentFirst(u *unit) error {
+	if u.name != RoleVault {
+		return nil
+	}
+	for _, other := range l.units(u.machine) {
+		if other.name != unitAgent {
+			continue
+		}
+		if _, running, err := other.find(); err != nil || running {
+			return err
+		}
+		return fmt.Errorf("%s reaches its storage through its Consul agent, which does not run: `lab start %s/agent` comes first", u.id(), u.machine.Name)
 	}
 	return nil
 }

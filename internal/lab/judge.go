@@ -1,9 +1,16 @@
 package lab
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // judge turns the rows into sentences, and decides whether every service has a healthy instance.
 func (b *Board) judge(c catalog) {
+	if b.stopped() {
+		b.problem("nothing runs; `lab up` starts it all")
+		return
+	}
 	consul := c.err == nil && b.Leader != ""
 	if !consul {
 		b.problem("consul: no leader; nothing can be found or registered, and Vault has no storage")
@@ -16,6 +23,8 @@ func (b *Board) judge(c catalog) {
 		switch {
 		case r.Error != "" || r.Process == "paused":
 			b.judgeRow(r.Row)
+		case !r.Initialized && (!consul || r.Agent != "passing"):
+			b.problem("%s: cannot reach its storage, which is Consul", r.Name)
 		case !r.Initialized:
 			b.problem("%s: not initialised; `lab vault init` does that", r.Name)
 		case r.Sealed:
@@ -33,15 +42,41 @@ func (b *Board) judge(c catalog) {
 		b.judgeRow(r.Row)
 		mysql = mysql || r.healthy()
 	}
-	todo := len(b.Todo) == 0
+	todo, answers := len(b.Todo) == 0, false
 	for _, r := range b.Todo {
+		if r.Error != "" && r.Reason != "" {
+			r.Error = r.Reason // it answers, and says why it does not serve
+		}
 		b.judgeRow(r.Row)
+		answers = answers || r.Live
 		todo = todo || r.Live && (r.Health == "passing" || r.Health == "warning")
 	}
-	if !todo {
+	switch {
+	case todo:
+	case answers:
+		b.problem("todo: serves who knows where it is, but cannot be found in Consul")
+	default:
 		b.problem("todo: no instance serves")
 	}
 	b.Healthy = consul && vault && mysql && todo
+}
+
+// stopped reports whether no machine's service runs at all.
+func (b *Board) stopped() bool {
+	var rows []Row
+	for _, r := range b.Consul {
+		rows = append(rows, r.Row)
+	}
+	for _, r := range b.Vault {
+		rows = append(rows, r.Row)
+	}
+	for _, r := range b.MySQL {
+		rows = append(rows, r.Row)
+	}
+	for _, r := range b.Todo {
+		rows = append(rows, r.Row)
+	}
+	return len(rows) > 0 && !slices.ContainsFunc(rows, func(r Row) bool { return r.Process != "stopped" })
 }
 
 func (r Row) healthy() bool {
@@ -58,7 +93,7 @@ func (b *Board) judgeRow(r Row) {
 	case r.Error != "":
 		b.problem("%s: %s", r.Name, r.Error)
 	case r.Agent != "passing" && r.Agent != unknown:
-		b.problem("%s: its Consul agent is %s", r.Name, r.Agent)
+		b.problem("%s: its Consul agent is %s; `lab start %s/agent` starts it if it has stopped", r.Name, r.Agent, r.Name)
 	case r.Health != "passing" && r.Health != unknown:
 		b.problem("%s: %s by Consul", r.Name, r.Health)
 	}

@@ -39,5 +39,5 @@ func Tail(path string, lines int) []string {
 		return nil
 	}
 	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
-	return all[max(0, len(all)-lines):]
+	return all[max(0, len(all)-max(0, lines)):]
 }

@@ -72,6 +72,9 @@ func readEnv(path string) ([]string, error) {
 // mint gives a todo machine an identity of its own, and nothing that another machine could use.
 func (l *Lab) mint(ctx context.Context, o *operator.Operator, m Machine) error {
 	u := l.service(m)
+	if err := l.migrated(ctx); err != nil {
+		return u.fail(err)
+	}
 	id, err := o.Mint(ctx, m.Name)
 	if err != nil {
 		return u.fail(err)
@@ -84,6 +87,25 @@ func (l *Lab) mint(ctx context.Context, o *operator.Operator, m Machine) error {
 		return u.fail(err)
 	}
 	return u.fail(operator.WriteFile(u.file(secretIDFile), []byte(reveal(id.SecretID)+"\n")))
+}
+
+// migrated refuses an instance while its table is missing: each lease that Vault then made would fail half way, and leave an
+// account behind that nobody drops.
+func (l *Lab) migrated(ctx context.Context) error {
+	db, err := l.MySQL()
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var tables int
+	err = db.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'todo' AND table_name = 'todo'").Scan(&tables)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look for the todo table: %w", err)
+	case tables == 0:
+		return errors.New("the database has no todo table: the step `lab migrate` comes first")
+	}
+	return nil
 }
 
 // minted reports whether the identity on a machine's disk is one that Vault knows.

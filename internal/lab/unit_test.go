@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -322,6 +323,34 @@ func TestJudge_IsHealthyOnlyIfEveryServiceIs(t *testing.T) {
 		b.judge(catalog{})
 		if b.Healthy != c.healthy || len(b.Problems) != c.problems {
 			t.Errorf("%s: healthy %v, problems %q; want %v and %d of them", name, b.Healthy, b.Problems, c.healthy, c.problems)
+		}
+	}
+}
+
+func TestTail_OfNoLinesIsEmpty(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if err := os.WriteFile(path, []byte("one\ntwo\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, -5} {
+		if got := Tail(path, n); len(got) != 0 {
+			t.Errorf("Tail(%d) = %q", n, got)
+		}
+	}
+}
+
+func TestBoard_SaysWhatHelps(t *testing.T) {
+	stopped := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "stopped"}}}, Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "stopped"}}}}
+	unreachable := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "running", Agent: "absent"}}}}
+	unready := Board{Leader: "consul0", Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "running", Error: "no answer in 2s"}, Reason: "the table cannot be queried"}}}
+	for want, b := range map[string]*Board{
+		"nothing runs; `lab up` starts it all":              &stopped,
+		"vault0: cannot reach its storage, which is Consul": &unreachable,
+		"todo0: the table cannot be queried":                &unready,
+	} {
+		b.judge(catalog{})
+		if !slices.Contains(b.Problems, want) {
+			t.Errorf("the board does not say %q: %q", want, b.Problems)
 		}
 	}
 }
