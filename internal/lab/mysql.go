@@ -241,8 +241,10 @@ func (d database) installCommand(u *unit, fresh, owner string) (command, error) 
 	}
 	defaults := "--defaults-file=" + u.file(mysqlConfig)
 	if d.mariadb {
+		// --force: do without a host name that can be looked up. Accounts are matched by address here, and many a container
+		// has a name that nobody knows.
 		return command{path: d.install, args: append([]string{
-			defaults, "--datadir=" + fresh, "--skip-test-db",
+			defaults, "--datadir=" + fresh, "--skip-test-db", "--force",
 			"--auth-root-authentication-method=socket", "--auth-root-socket-user=" + owner,
 		}, asUser...)}, nil
 	}
