@@ -163,7 +163,10 @@ func walk(t *testing.T, tree string, visit func(name, below string)) {
 		}
 		switch below {
 		case ".git", "bin", ".lab", ".vagrant":
-			return fs.SkipDir
+			if entry.IsDir() { // in a git worktree .git is a file, where SkipDir would mean all the rest
+				return fs.SkipDir
+			}
+			return nil
 		}
 		if entry.Type().IsRegular() {
 			visit(name, below)
