@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"embed"
 	"fmt"
+	"path"
 	"text/template"
 )
 
@@ -56,6 +57,23 @@ type MySQL struct {
 	Socket  string // relative names are relative to DataDir
 }
 
+// ClientSocket is the socket as clients need it, for which the data directory is nothing special.
+func (m MySQL) ClientSocket() string {
+	if path.IsAbs(m.Socket) {
+		return m.Socket
+	}
+	return path.Join(m.DataDir, m.Socket)
+}
+
+// Resolved is what resolved.conf needs: the agent of the machine, which answers for the domain "consul".
+type Resolved struct{ Address string }
+
+// Profile is what profile.sh needs: the exports with which the stock clients work on the machine.
+type Profile struct {
+	Address string
+	Vault   bool // whether the machine has a Vault of its own
+}
+
 // Todo is what todo.env needs: the whole configuration of one instance.
 type Todo struct {
 	Instance     string
@@ -65,7 +83,7 @@ type Todo struct {
 }
 
 // Render fills the template of one configuration file, named as the file is: "consul.hcl", "mysql-service.hcl",
-// "vault.hcl", "my.cnf" or "todo.env". The data is the type of this package that belongs to it.
+// "vault.hcl", "my.cnf", "todo.env", "resolved.conf" or "profile.sh". The data is the type of this package that belongs to it.
 func Render(file string, data any) ([]byte, error) {
 	t, err := template.New(file+".tmpl").Option("missingkey=error").ParseFS(templates, "templates/"+file+".tmpl")
 	if err != nil {

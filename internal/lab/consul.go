@@ -19,7 +19,7 @@ func (l *Lab) consulServer(m Machine) *unit {
 }
 
 // consulAgent is the agent of any other machine.
-func (l *Lab) consulAgent(m Machine) *unit { return l.consulUnit(m, unitAgent) }
+func (l *Lab) consulAgent(m Machine) *unit { return l.consulUnit(m, UnitAgent) }
 
 func (l *Lab) consulUnit(m Machine, name string) *unit {
 	u := &unit{lab: l, machine: m, name: name, stopWithin: 15 * time.Second}
@@ -32,9 +32,7 @@ func (l *Lab) consulUnit(m Machine, name string) *unit {
 		}
 		return command{path: l.binaries.Consul, args: args}, nil
 	}
-	u.answers = func(ctx context.Context) error {
-		return getJSON(ctx, "http://"+m.Addr+":8500/v1/agent/self", nil)
-	}
+	u.answers = func(ctx context.Context) error { return Answers(ctx, m, name) }
 	u.ready = func(ctx context.Context) error { return consulReady(ctx, m) }
 	return u
 }
@@ -131,7 +129,12 @@ func seenFrom(ctx context.Context, agent, consistency string, m Machine) error {
 
 // deleteVaultStorage empties the part of Consul's key-value store in which Vault keeps its data.
 func (l *Lab) deleteVaultStorage(ctx context.Context) error {
-	url := "http://" + l.role(RoleConsul)[0].Addr + ":8500/v1/kv/vault/?recurse"
+	return EmptyVaultStorage(ctx, l.role(RoleConsul)[0])
+}
+
+// EmptyVaultStorage deletes what the Vaults keep in Consul, through one of its agents. No Vault may run meanwhile.
+func EmptyVaultStorage(ctx context.Context, agent Machine) error {
+	url := "http://" + agent.Addr + ":8500/v1/kv/vault/?recurse"
 	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, url, nil)
 	if err != nil {
 		return err

@@ -101,7 +101,7 @@ func (l *Lab) agentFirst(u *unit) error {
 		return nil
 	}
 	for _, other := range l.units(u.machine) {
-		if other.name != unitAgent {
+		if other.name != UnitAgent {
 			continue
 		}
 		if _, running, err := other.find(); err != nil || running {

@@ -124,7 +124,7 @@ func (l *Lab) stages(ctx context.Context) [][]*unit {
 	stages := make([][]*unit, servers+1)
 	for _, m := range l.machines {
 		for _, u := range l.units(m) {
-			at := map[string]int{RoleTodo: todos, RoleVault: standbys, RoleMySQL: database, unitAgent: agents, RoleConsul: servers}[u.name]
+			at := map[string]int{RoleTodo: todos, RoleVault: standbys, RoleMySQL: database, UnitAgent: agents, RoleConsul: servers}[u.name]
 			if u.name == RoleVault && isActive(ctx, m) {
 				at = actives
 			}

@@ -76,7 +76,7 @@ func (b *Board) stopped() bool {
 	for _, r := range b.Todo {
 		rows = append(rows, r.Row)
 	}
-	return len(rows) > 0 && !slices.ContainsFunc(rows, func(r Row) bool { return r.Process != "stopped" })
+	return len(rows) > 0 && !slices.ContainsFunc(rows, func(r Row) bool { return r.Process != "stopped" && r.Process != StateOff })
 }
 
 func (r Row) healthy() bool {
@@ -86,6 +86,8 @@ func (r Row) healthy() bool {
 // judgeRow says the first thing that is wrong with a machine.
 func (b *Board) judgeRow(r Row) {
 	switch {
+	case r.Process == StateOff:
+		b.problem("%s: powered off; `vagrant up %s` switches it on", r.Name, r.Name)
 	case r.Process == "stopped":
 		b.problem("%s: stopped; `lab start %s` starts it", r.Name, r.Name)
 	case r.Process == "paused":

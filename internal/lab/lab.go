@@ -78,7 +78,7 @@ func Open(c Config) (*Lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	machines, err := inventory(wanted.Net, wanted.Counts)
+	machines, err := Inventory(wanted.Net, wanted.Counts)
 	if err != nil {
 		return nil, err
 	}
@@ -133,12 +133,16 @@ func (l *Lab) Machines() []Machine { return append([]Machine(nil), l.machines...
 
 // Machine finds a machine by name.
 func (l *Lab) Machine(name string) (Machine, error) {
-	for _, m := range l.machines {
+	return find(l.machines, name)
+}
+
+func find(machines []Machine, name string) (Machine, error) {
+	for _, m := range machines {
 		if m.Name == name {
 			return m, nil
 		}
 	}
-	return Machine{}, fmt.Errorf("no machine is called %q; there are %s", name, names(l.machines))
+	return Machine{}, fmt.Errorf("no machine is called %q; there are %s", name, names(machines))
 }
 
 // Addr is the address of a machine, or "" if there is none of that name.

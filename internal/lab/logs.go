@@ -1,9 +1,13 @@
 package lab
 
 import (
+	"bytes"
+	"context"
+	"fmt"
 	"io"
 	"os"
 	"strings"
+	"time"
 )
 
 // maxLog is how long a log may be when its unit starts; a longer one is set aside, and the one set aside before is lost.
@@ -40,4 +44,58 @@ func Tail(path string, lines int) []string {
 	}
 	all := strings.Split(strings.TrimRight(string(text), "\n"), "\n")
 	return all[max(0, len(all)-max(0, lines)):]
+}
+
+// Logs writes the last lines of a unit's log, and with follow goes on with what is added until ctx ends.
+func (l *Lab) Logs(ctx context.Context, ref string, lines int, follow bool, w io.Writer) error {
+	path, err := l.LogPath(ref)
+	if err != nil {
+		return err
+	}
+	for _, line := range Tail(path, lines) {
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	if !follow {
+		return nil
+	}
+	return followFile(ctx, path, w)
+}
+
+// followEvery is how often a followed log is looked at.
+const followEvery = 200 * time.Millisecond
+
+// followFile copies what is added to a file until ctx ends. A file that is replaced or not there yet is followed too.
+func followFile(ctx context.Context, path string, w io.Writer) error {
+	var at int64
+	if i, err := os.Stat(path); err == nil {
+		at = i.Size()
+	}
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			continue // not there yet
+		}
+		if i, err := f.Stat(); err == nil && i.Size() < at {
+			at = 0 // a new file
+		}
+		var added bytes.Buffer
+		n, err := io.Copy(&added, io.NewSectionReader(f, at, 1<<40))
+		at += n
+		f.Close()
+		if err != nil {
+			return fmt.Errorf("follow %s: %w", path, err)
+		}
+		if _, err := w.Write(added.Bytes()); err != nil {
+			return err
+		}
+	}
 }

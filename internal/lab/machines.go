@@ -47,8 +47,9 @@ func (c Counts) roles() []struct {
 	}{{RoleConsul, c.Consul}, {RoleVault, c.Vault}, {RoleMySQL, c.MySQL}, {RoleTodo, c.Todo}}
 }
 
-// inventory picks the machines from the list that the virtual machines use too.
-func inventory(network string, c Counts) ([]Machine, error) {
+// Inventory picks the machines from the one list that this lab and the virtual machines share. The network is the first
+// three parts of every address.
+func Inventory(network string, c Counts) ([]Machine, error) {
 	var list struct {
 		Machines []Machine
 		More     []Machine

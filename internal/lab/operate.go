@@ -103,7 +103,7 @@ func (r *run) configure(ctx context.Context) error {
 	if len(todos) == 0 {
 		return nil
 	}
-	if err := r.after(ctx, todos[0].Name+"/"+unitAgent); err != nil { // by way of which the migration finds its way
+	if err := r.after(ctx, todos[0].Name+"/"+UnitAgent); err != nil { // by way of which the migration finds its way
 		return err
 	}
 	for _, m := range r.lab.role(RoleMySQL) {

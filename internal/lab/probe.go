@@ -11,7 +11,25 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"example.com/todo/internal/operator"
 )
+
+// Answers asks one unit of a machine, once, over the network, whether it is there. That is less than being able to work: a
+// sealed Vault answers too.
+func Answers(ctx context.Context, m Machine, unit string) error {
+	switch unit {
+	case RoleVault:
+		_, err := operator.AskHealth(ctx, vaultURL(m))
+		return err
+	case RoleMySQL:
+		_, err := greeting(ctx, m.Addr+":3306")
+		return err
+	case RoleTodo:
+		return getJSON(ctx, todoURL(m)+"/livez", nil)
+	}
+	return getJSON(ctx, "http://"+m.Addr+":8500/v1/agent/self", nil)
+}
 
 // greeting reads what a MySQL server says first, and returns its version. No account is needed for that, and a server
 // that hangs does not say it, though its kernel still accepts the connection.

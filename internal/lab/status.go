@@ -32,7 +32,7 @@ type Row struct {
 	Address string `json:"address"`
 	Agent   string `json:"agent"`   // of its Consul agent: passing, critical, absent or unknown
 	Health  string `json:"health"`  // of its service by Consul: passing, warning, critical, absent or unknown
-	Process string `json:"process"` // running, paused, stopped; "" where that cannot be seen
+	Process string `json:"process"` // running, paused, stopped, off (its machine is); "" where that cannot be seen
 	Version string `json:"version,omitempty"`
 	Error   string `json:"error,omitempty"` // why it does not answer
 }
@@ -67,6 +67,9 @@ type TodoRow struct {
 	SecondsLeft  float64 `json:"seconds_left"` // of its lease; negative when it lives on borrowed time
 	Reason       string  `json:"reason,omitempty"`
 }
+
+// StateOff is the Process of a service whose machine has no power.
+const StateOff = "off"
 
 // probeWithin bounds every question the board asks. They are asked at once, so the board is there in little more than
 // that, whatever hangs.

@@ -40,7 +40,7 @@ func (l *Lab) todoInstance(m Machine) *unit {
 		}
 		return command{path: l.binaries.Todo, args: []string{"serve"}, env: env}, nil
 	}
-	u.answers = func(ctx context.Context) error { return getJSON(ctx, todoURL(m)+"/livez", nil) }
+	u.answers = func(ctx context.Context) error { return Answers(ctx, m, RoleTodo) }
 	u.ready = func(ctx context.Context) error {
 		if err := getJSON(ctx, todoURL(m)+"/readyz", nil); err != nil {
 			return err

@@ -16,7 +16,7 @@ import (
 )
 
 func TestInventory_MirrorsTheAddressesOf2015(t *testing.T) {
-	ms, err := inventory("127.20.20", Demo())
+	ms, err := Inventory("127.20.20", Demo())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestInventory_MirrorsTheAddressesOf2015(t *testing.T) {
 }
 
 func TestInventory_GivesMoreTodosAddressesOfTheirOwn(t *testing.T) {
-	ms, err := inventory("127.1.2", Counts{Consul: 1, Vault: 1, MySQL: 1, Todo: 40})
+	ms, err := Inventory("127.1.2", Counts{Consul: 1, Vault: 1, MySQL: 1, Todo: 40})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestInventory_RefusesWhatCannotWork(t *testing.T) {
 		"todo without database":   {Consul: 1, Vault: 1, Todo: 1},
 		"more than a network":     {Consul: 1, Vault: 1, MySQL: 1, Todo: 300},
 	} {
-		if _, err := inventory("127.1.2", c); err == nil {
+		if _, err := Inventory("127.1.2", c); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}

@@ -9,15 +9,16 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"example.com/todo/internal/lab/wait"
 )
 
-// unitAgent is the Consul agent that every machine has. The other unit of a machine is called as its role; on a consul
+// UnitAgent is the Consul agent that every machine has. The other unit of a machine is called as its role; on a consul
 // machine the server is both.
-const unitAgent = "agent"
+const UnitAgent = "agent"
 
 // unit is one process of a machine, and all that the lab knows about its kind.
 type unit struct {
@@ -61,23 +62,36 @@ func (l *Lab) service(m Machine) *unit {
 	return us[len(us)-1]
 }
 
-// resolve reads MACHINE, MACHINE/agent or MACHINE/all.
-func (l *Lab) resolve(ref string) ([]*unit, error) {
+// Resolve reads MACHINE, MACHINE/agent or MACHINE/all, and returns the machine and the names of its units that are meant, in
+// the order in which they start.
+func Resolve(machines []Machine, ref string) (Machine, []string, error) {
 	name, part, _ := strings.Cut(ref, "/")
-	m, err := l.Machine(name)
+	m, err := find(machines, name)
+	if err != nil {
+		return Machine{}, nil, err
+	}
+	units := []string{UnitAgent, m.Role}
+	if m.Role == RoleConsul {
+		units = units[1:]
+	}
+	switch part {
+	case "", m.Role:
+		return m, units[len(units)-1:], nil
+	case UnitAgent:
+		return m, units[:1], nil
+	case "all":
+		return m, units, nil
+	}
+	return Machine{}, nil, fmt.Errorf("%s has no %q: write %s for its service, %s/agent for its Consul agent, %s/all for both", name, part, name, name, name)
+}
+
+func (l *Lab) resolve(ref string) ([]*unit, error) {
+	m, names, err := Resolve(l.machines, ref)
 	if err != nil {
 		return nil, err
 	}
-	us := l.units(m)
-	switch part {
-	case "", m.Role:
-		return us[len(us)-1:], nil
-	case unitAgent:
-		return us[:1], nil
-	case "all":
-		return us, nil
-	}
-	return nil, fmt.Errorf("%s has no %q: write %s for its service, %s/agent for its Consul agent, %s/all for both", name, part, name, name, name)
+	us := slices.DeleteFunc(l.units(m), func(u *unit) bool { return !slices.Contains(names, u.name) })
+	return us, nil
 }
 
 // find returns the unit's own process, if it runs.

@@ -145,7 +145,7 @@ func (r *run) begin(ctx context.Context) error {
 		}
 	}
 	for _, m := range l.machines {
-		r.gates[m.Name+"/"+unitAgent] = make(chan struct{})
+		r.gates[m.Name+"/"+UnitAgent] = make(chan struct{})
 	}
 	r.gates[OperatorLine] = make(chan struct{})
 	if err := checkPorts(missing); err != nil {
@@ -194,7 +194,7 @@ func (r *run) retire(ctx context.Context, ps []process, known map[string]bool) e
 	if l.recorded == nil || l.recorded.Counts == l.state.Counts {
 		return nil
 	}
-	before, err := inventory(l.recorded.Net, l.recorded.Counts)
+	before, err := Inventory(l.recorded.Net, l.recorded.Counts)
 	if err != nil {
 		return err
 	}
@@ -284,7 +284,7 @@ func (r *run) machine(ctx context.Context, m Machine) error {
 		// The database needs no agent to start, and its first start takes long.
 		return r.mysqlMachine(ctx, m, agent, service)
 	}
-	if err := r.pass(ctx, m.Name+"/"+unitAgent, r.unit(ctx, agent, agent.ready, "Consul starts")); err != nil {
+	if err := r.pass(ctx, m.Name+"/"+UnitAgent, r.unit(ctx, agent, agent.ready, "Consul starts")); err != nil {
 		return err
 	}
 	switch m.Role {

@@ -22,10 +22,7 @@ func (l *Lab) vaultServer(m Machine) *unit {
 	u.command = func() (command, error) {
 		return command{path: l.binaries.Vault, args: []string{"server", "-config", u.file("vault.hcl")}}, nil
 	}
-	u.answers = func(ctx context.Context) error {
-		_, err := operator.AskHealth(ctx, vaultURL(m))
-		return err
-	}
+	u.answers = func(ctx context.Context) error { return Answers(ctx, m, RoleVault) }
 	u.ready = func(ctx context.Context) error {
 		h, err := operator.AskHealth(ctx, vaultURL(m))
 		switch {
