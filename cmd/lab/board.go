@@ -33,7 +33,7 @@ The exit code is 0 only if every service has at least one healthy instance.`,
 			if watch && asJSON {
 				return usageError{errors.New("--watch is for people and --json for programs: choose one")}
 			}
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -70,7 +70,7 @@ func (a *app) print(b lab.Board, asJSON bool) error {
 }
 
 // watch shows board after board until ctx ends, each over the last on a terminal.
-func (a *app) watch(ctx context.Context, l *lab.Lab) error {
+func (a *app) watch(ctx context.Context, l system) error {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for {

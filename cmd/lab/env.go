@@ -24,22 +24,31 @@ everything, so think of it as the operator's hat.`,
 		Example: "  eval \"$(lab env)\"\n  consul members\n  vault list sys/leases/lookup/database/creds/todo\n  mysql -e 'SELECT * FROM todo.todo'",
 		Args:    exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
-			return a.printEnv(c.Context(), l)
+			a.printEnv(c.Context(), l)
+			if p, ok := l.(*lab.Lab); ok {
+				return a.printSocket(p)
+			}
+			a.say("# the database's root is let in on its own machine only: vagrant ssh mysql -c 'sudo mysql'")
+			return nil
 		},
 	}
 }
 
-func (a *app) printEnv(ctx context.Context, l *lab.Lab) error {
-	export := func(name, value string) { a.say("export %s=%s", name, value) }
-	export("CONSUL_HTTP_ADDR", l.Consul(l.Machines()[0].Name))
+func (a *app) export(name, value string) { a.say("export %s=%s", name, value) }
+
+func (a *app) printEnv(ctx context.Context, l system) {
+	a.export("CONSUL_HTTP_ADDR", l.Machines()[0].Addr+":8500")
 	if address := activeVault(ctx, l); address != "" {
-		export("VAULT_ADDR", address)
+		a.export("VAULT_ADDR", address)
 		a.say(`export VAULT_TOKEN="$(sed -n 's/.*"root_token": "\([^"]*\)".*/\1/p' %s)"`, quote(l.KeysPath()))
 	}
+}
+
+func (a *app) printSocket(l *lab.Lab) error {
 	if l.Counts().MySQL == 0 {
 		return nil
 	}
@@ -52,12 +61,12 @@ func (a *app) printEnv(ctx context.Context, l *lab.Lab) error {
 		return nil
 	}
 	a.say("# mysql and its relatives find the socket there, behind which we are the database's root")
-	export("MYSQL_HOME", quote(l.MySQLHome()))
+	a.export("MYSQL_HOME", quote(l.MySQLHome()))
 	return nil
 }
 
 // activeVault is the address of the active Vault, or of the first if none is active now.
-func activeVault(ctx context.Context, l *lab.Lab) string {
+func activeVault(ctx context.Context, l system) string {
 	const patience = time.Second
 	first := ""
 	for _, m := range l.Machines() {
@@ -85,9 +94,3 @@ func orFirst(first, other string) string {
 
 // quote makes one word of the shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
-
-// machineOf is the machine in a reference such as vault0/agent.
-func machineOf(ref string) string {
-	name, _, _ := strings.Cut(ref, "/")
-	return name
-}

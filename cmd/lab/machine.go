@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"example.com/todo/internal/lab"
@@ -11,7 +12,7 @@ import (
 )
 
 // onMachines makes a command that does one thing to each machine it is given.
-func (a *app) onMachines(c *cobra.Command, do func(context.Context, *lab.Lab, string) error) *cobra.Command {
+func (a *app) onMachines(c *cobra.Command, do func(context.Context, system, string) error) *cobra.Command {
 	c.Use += " MACHINE[/agent|/all]…"
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -21,7 +22,7 @@ func (a *app) onMachines(c *cobra.Command, do func(context.Context, *lab.Lab, st
 	}
 	c.ValidArgsFunction = a.completeMachines
 	c.RunE = func(c *cobra.Command, args []string) error {
-		l, err := a.existing()
+		l, err := a.system()
 		if err != nil {
 			return err
 		}
@@ -40,7 +41,7 @@ func (a *app) onMachines(c *cobra.Command, do func(context.Context, *lab.Lab, st
 }
 
 func (a *app) completeMachines(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	l, err := a.open()
+	l, err := a.system()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveNoFileComp
 	}
@@ -57,7 +58,7 @@ func (a *app) stop() *cobra.Command {
 		Short:   "Ask a machine's service to end (SIGTERM), and wait until it has",
 		Long:    "Asks a machine's service to end, as its system would at a shutdown, and waits until it has. One that does not is killed, which is said.",
 		Example: "  lab stop todo0\n  lab stop vault1/all",
-	}, func(ctx context.Context, l *lab.Lab, ref string) error {
+	}, func(ctx context.Context, l system, ref string) error {
 		begun := time.Now()
 		killed, err := l.Stop(ctx, ref)
 		if err != nil {
@@ -79,7 +80,7 @@ func (a *app) start() *cobra.Command {
 Vault waits, and a Vault is sealed until somebody unseals it, because a service that could unseal itself would have to
 hold its own keys.`,
 		Example: "  lab start todo0\n  lab start vault1 && lab vault unseal vault1",
-	}, func(ctx context.Context, l *lab.Lab, ref string) error {
+	}, func(ctx context.Context, l system, ref string) error {
 		begun := time.Now()
 		if err := l.Start(ctx, ref); err != nil {
 			return err
@@ -90,14 +91,14 @@ hold its own keys.`,
 }
 
 // tellSealed says what a started Vault still needs.
-func (a *app) tellSealed(ctx context.Context, l *lab.Lab, ref string) error {
-	m, err := l.Machine(machineOf(ref))
-	if err != nil || m.Role != lab.RoleVault {
+func (a *app) tellSealed(ctx context.Context, l system, ref string) error {
+	m, units, err := lab.Resolve(l.Machines(), ref)
+	if err != nil || !slices.Contains(units, lab.RoleVault) {
 		return err
 	}
 	h, err := operator.AskHealth(ctx, "http://"+m.Addr+":8200")
 	if err == nil && h.Initialized && h.Sealed {
-		a.say("%s is sealed: `lab vault unseal %s` opens it", m.Name, m.Name)
+		a.say("%s is sealed: `%s vault unseal %s` opens it", m.Name, a.command(), m.Name)
 	}
 	return nil
 }
@@ -106,9 +107,9 @@ func (a *app) kill() *cobra.Command {
 	return a.onMachines(&cobra.Command{
 		Use:     "kill",
 		Short:   "End a machine's service at once (SIGKILL)",
-		Long:    "Ends a machine's service at once, as a crash or a power cut would: it can clean up nothing.",
+		Long:    "Ends a machine's service at once, as a crash would: it can clean up nothing. On a machine of Vagrant's, systemd then starts it again.",
 		Example: "  lab kill vault0      the standby takes over when the dead one's lock has run out: up to 45 s\n  lab kill mysql/all",
-	}, a.signalled((*lab.Lab).Kill, "killed"))
+	}, a.signalled(system.Kill, "killed"))
 }
 
 func (a *app) pause() *cobra.Command {
@@ -117,7 +118,7 @@ func (a *app) pause() *cobra.Command {
 		Short:   "Hold a machine's service where it is (SIGSTOP)",
 		Long:    "Holds a machine's service where it is: its connections stay open, new ones are accepted, and nothing answers.",
 		Example: "  lab pause mysql",
-	}, a.signalled((*lab.Lab).Pause, "paused"))
+	}, a.signalled(system.Pause, "paused"))
 }
 
 func (a *app) resume() *cobra.Command {
@@ -125,11 +126,11 @@ func (a *app) resume() *cobra.Command {
 		Use:     "resume",
 		Short:   "Let a paused service go on (SIGCONT)",
 		Example: "  lab resume mysql",
-	}, a.signalled((*lab.Lab).Resume, "goes on"))
+	}, a.signalled(system.Resume, "goes on"))
 }
 
-func (a *app) signalled(do func(*lab.Lab, context.Context, string) error, done string) func(context.Context, *lab.Lab, string) error {
-	return func(ctx context.Context, l *lab.Lab, ref string) error {
+func (a *app) signalled(do func(system, context.Context, string) error, done string) func(context.Context, system, string) error {
+	return func(ctx context.Context, l system, ref string) error {
 		if err := do(l, ctx, ref); err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ func (a *app) vaultInit() *cobra.Command {
 kept in the operator's file and nowhere else; in the real world each share would go to another person.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -41,7 +41,7 @@ kept in the operator's file and nowhere else; in the real world each share would
 				return nil
 			}
 			a.say("initialised: five key shares, of which three unseal, and the root token are in %s", keys)
-			a.say("every vault is sealed now: `lab vault unseal`")
+			a.say("every vault is sealed now: `%s vault unseal`", a.command())
 			return nil
 		},
 	}
@@ -56,7 +56,7 @@ func (a *app) vaultUnseal() *cobra.Command {
 		Args:              atMost(1),
 		ValidArgsFunction: a.completeMachines,
 		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -81,7 +81,7 @@ password only Vault knows), the role that leases a todo's credentials and the on
 AppRole for each.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -102,7 +102,7 @@ func (a *app) migrate() *cobra.Command {
 themselves may not change the schema.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -125,7 +125,7 @@ instance reads it at its next login.`,
 		Args:              exactly("a todo machine"),
 		ValidArgsFunction: a.completeMachines,
 		RunE: func(c *cobra.Command, args []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}

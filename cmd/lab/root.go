@@ -15,6 +15,7 @@ import (
 type app struct {
 	surroundings
 	dir string // --dir
+	on  string // --on
 }
 
 const about = `lab runs a whole service, and all that it lives on, on this one computer: three Consul servers, two Vaults, a
@@ -31,7 +32,12 @@ the standard ports and its own Consul agent. Break them, and watch the service s
 A MACHINE is consul0, consul1, consul2, vault0, vault1, mysql, todo0 or todo1, and means its service; MACHINE/agent is its
 Consul agent, MACHINE/all is both. On a consul machine the server is the agent.
 
-Everything lies in one directory, .lab here or what --dir names. Exit codes: 0 done, 1 failed, 2 wrong arguments.`
+Everything lies in one directory, .lab here or what --dir names. Exit codes: 0 done, 1 failed, 2 wrong arguments.
+
+With --on vagrant the same commands are for the machines that ` + "`vagrant up`" + ` made, and for their services and agents.`
+
+// annotationOn marks a command that only one kind of system has.
+const annotationOn = "on"
 
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
@@ -44,16 +50,18 @@ func (a *app) root() *cobra.Command {
 		Args:          a.subcommand,
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
-			return lab.Supported()
+			return a.checkOn(c.Annotations[annotationOn])
 		},
 	}
 	root.PersistentFlags().StringVar(&a.dir, "dir", lab.DefaultDir, "the lab's directory")
+	root.PersistentFlags().StringVar(&a.on, "on", onProcesses, "which machines: processes (of this computer) or vagrant (made by Vagrant)")
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w; see `%s --help`", err, c.CommandPath())}
 	})
 	root.AddGroup(
 		&cobra.Group{ID: "lab", Title: "The lab as a whole:"},
 		&cobra.Group{ID: "machines", Title: "One machine:"},
+		&cobra.Group{ID: "vagrant", Title: "Only --on vagrant:"},
 		&cobra.Group{ID: "operator", Title: "The operator's steps, which `lab up` takes unless it is told --manual:"},
 	)
 	add := func(group string, commands ...*cobra.Command) {
@@ -64,6 +72,7 @@ func (a *app) root() *cobra.Command {
 	}
 	add("lab", a.up(), a.down(), a.status(), a.tour(), a.env(), a.doctor())
 	add("machines", a.stop(), a.start(), a.kill(), a.pause(), a.resume(), a.logs())
+	add("vagrant", a.powerOff(), a.cut(), a.heal(), a.stage(), a.operate())
 	add("operator", a.vault(), a.migrate(), a.mint())
 	return root
 }

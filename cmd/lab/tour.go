@@ -23,7 +23,7 @@ func (a *app) tour() *cobra.Command {
 which MySQL account each of them has leased. What it writes it deletes.`,
 		Args: exactly(),
 		RunE: func(c *cobra.Command, _ []string) error {
-			l, err := a.existing()
+			l, err := a.system()
 			if err != nil {
 				return err
 			}
@@ -36,7 +36,7 @@ which MySQL account each of them has leased. What it writes it deletes.`,
 			if len(todos) == 0 {
 				return errors.New("this lab has no todo instance to walk through")
 			}
-			g := &guide{w: a.stdout, paint: a.palette(), one: todos[0], other: todos[min(1, len(todos)-1)]}
+			g := &guide{w: a.stdout, command: a.command(), paint: a.palette(), one: todos[0], other: todos[min(1, len(todos)-1)]}
 			defer g.cleanUp(c.Context())
 			return g.walk(c.Context())
 		},
@@ -46,6 +46,7 @@ which MySQL account each of them has leased. What it writes it deletes.`,
 // guide walks through the API.
 type guide struct {
 	w          io.Writer
+	command    string // how a person begins to type one
 	paint      palette
 	one, other lab.Machine
 	step       int
@@ -86,7 +87,7 @@ func (g *guide) walk(ctx context.Context) error {
 		}
 	}
 	g.made = ""
-	fmt.Fprintf(g.w, "\n%s Now break something: `lab kill %s`, and take the tour's calls to %s.\n", g.paint.good("●"), g.one.Name, g.other.Name)
+	fmt.Fprintf(g.w, "\n%s Now break something: `%s kill %s`, and take the tour's calls to %s.\n", g.paint.good("●"), g.command, g.one.Name, g.other.Name)
 	return nil
 }
 

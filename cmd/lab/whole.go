@@ -34,7 +34,8 @@ had started.`,
   lab up --consul 1 --todo 4       a small cluster with many instances
   lab up --lease 20s --lease-max 2m    credentials that change while you watch
   lab --dir /tmp/second up --net 127.20.21    a second lab beside the first`,
-		Args: exactly(),
+		Args:        exactly(),
+		Annotations: map[string]string{annotationOn: onProcesses},
 		RunE: func(c *cobra.Command, _ []string) error {
 			l, err := a.open()
 			if err != nil {
@@ -91,7 +92,8 @@ func (a *app) down() *cobra.Command {
 		Short: "Stop everything; the data stays unless you --wipe it",
 		Long: `Stops every process of the lab, first those on which nobody depends. One that does not end in its time is killed, which is
 said. The todos, Vault's secrets and its keys are there after the next ` + "`lab up`" + `, unless --wipe deletes them.`,
-		Args: exactly(),
+		Args:        exactly(),
+		Annotations: map[string]string{annotationOn: onProcesses},
 		RunE: func(c *cobra.Command, _ []string) error {
 			l, err := a.open()
 			if err != nil {

@@ -27,7 +27,7 @@ func everything() []string { return []string{"./..."} }
 func importRules() []importRule {
 	return []importRule{
 		{
-			from: product(), never: []string{"./internal/lab/...", "./internal/labtest/...", "./internal/operator/...", "./internal/drill/..."},
+			from: product(), never: []string{"./internal/lab/...", "./internal/vms/...", "./internal/labtest/...", "./internal/operator/...", "./internal/drill/..."},
 			reason: "the product never knows the lab: whoever copies the service would copy a demonstration's short cuts",
 		},
 		{
