@@ -42,6 +42,10 @@ else
 	@scripts/build consul vault
 endif
 
+.PHONY: box
+box: ## the LXC box that 'vagrant up --provider lxc' starts machines from, from Debian's packages, once, in the user's cache
+	@scripts/box lxc
+
 .PHONY: deps
 deps: database tools ## everything that comes over the network; after this all other targets work without one
 	@scripts/need shellcheck
