@@ -46,6 +46,44 @@ func TestRun_EndsWithTwoOnWrongArguments(t *testing.T) {
 		{"mint", "needs a todo machine"},
 		{"vault unseal vault0 vault1", `no use for "vault1"`},
 		{"status --watch --json", "watch"},
+		{"up --net 10.0.0", "not the beginning of a loopback network"},
+		{"up --consul 2", "odd number"},
+		{"up --lease 0s", "at least one"},
+		{"up --lease -5s", "at least one"},
+		{"up --token 1500ms", "whole seconds"},
+		{"up --lease-max 30s", "a lease of 1m0s is longer than its maximum of 30s"},
+		{"up --lease 48h", "longer than its maximum of 24h"},
+		{"up --token 2h --token-max 1h", "a token's life of 2h0m0s is longer"},
+	} {
+		code, _, stderr := runLab(t, append([]string{"--dir", dir}, strings.Fields(c.args)...)...)
+		if code != exitUsage || !strings.Contains(stderr, c.want) {
+			t.Errorf("lab %s: code %d, %q; want %d and %q", c.args, code, stderr, exitUsage, c.want)
+		}
+	}
+}
+
+// stopped is a lab that is recorded and of which nothing runs.
+func stopped(t *testing.T) (dir string) {
+	t.Helper()
+	dir = filepath.Join(t.TempDir(), "lab")
+	record := `{"format":1,"net":"127.98.1","machines":{"consul":1,"vault":1,"mysql":1,"todo":2},
+		"nanoseconds":{"lease":60000000000,"lease_max":3600000000000,"token":60000000000,"token_max":3600000000000}}`
+	if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(filepath.Join(dir, "lab.json"), []byte(record), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestRun_EndsWithTwoOnWhatThisLabCannotBeOrHas(t *testing.T) {
+	dir := stopped(t)
+	for _, c := range []struct{ args, want string }{
+		{"mint todo9", "there are todo0, todo1"},
+		{"mint vault0", "there are todo0, todo1"},
+		{"vault unseal vault9", "there are vault0"},
+		{"logs todo9", "todo9"},
+		{"up --net 127.98.2", "cannot move"},
+		{"up --consul 3", "only the number of todo instances can change"},
+		{"up --lease 2h", "longer than its maximum of 1h"},
 	} {
 		code, _, stderr := runLab(t, append([]string{"--dir", dir}, strings.Fields(c.args)...)...)
 		if code != exitUsage || !strings.Contains(stderr, c.want) {

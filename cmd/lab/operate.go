@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
+	"example.com/todo/internal/lab"
 	"github.com/spf13/cobra"
 )
 
@@ -59,6 +62,11 @@ func (a *app) vaultUnseal() *cobra.Command {
 			l, err := a.system()
 			if err != nil {
 				return err
+			}
+			if len(args) > 0 {
+				if err := named(l, lab.RoleVault, args[0]); err != nil {
+					return err
+				}
 			}
 			unsealed, err := l.Unseal(c.Context(), strings.Join(args, ""))
 			if len(unsealed) > 0 {
@@ -129,6 +137,9 @@ instance reads it at its next login.`,
 			if err != nil {
 				return err
 			}
+			if err := named(l, lab.RoleTodo, args[0]); err != nil {
+				return err
+			}
 			if err := l.Mint(c.Context(), args[0]); err != nil {
 				return err
 			}
@@ -136,4 +147,18 @@ instance reads it at its next login.`,
 			return nil
 		},
 	}
+}
+
+// named refuses what is no machine of a role.
+func named(l system, role, name string) error {
+	var there []string
+	for _, m := range l.Machines() {
+		if m.Role == role {
+			there = append(there, m.Name)
+		}
+	}
+	if slices.Contains(there, name) {
+		return nil
+	}
+	return usageError{fmt.Errorf("no %s machine is called %q; there are %s", role, name, orDash(strings.Join(there, ", ")))}
 }

@@ -44,6 +44,12 @@ had started.`,
 			if n := counts.Todo; c.Flags().Changed("todo") && (n < 0 || n > maxTodos) {
 				return usageError{fmt.Errorf("--todo %d: want 0 to %d instances", n, maxTodos)}
 			}
+			// To the lab, zero means what it was before, and nobody types that.
+			for _, flag := range []string{"lease", "lease-max", "token", "token-max"} {
+				if d, _ := c.Flags().GetDuration(flag); c.Flags().Changed(flag) && d == 0 {
+					return usageError{fmt.Errorf("--%s 0: want whole seconds, at least one", flag)}
+				}
+			}
 			want.Counts = l.Counts()
 			for flag, n := range map[string]*int{"consul": &want.Counts.Consul, "todo": &want.Counts.Todo} {
 				if c.Flags().Changed(flag) {

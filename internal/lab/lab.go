@@ -60,8 +60,8 @@ type Lab struct {
 }
 
 // Open reads the record of the lab in a directory, if there is one, and merges the configuration into it. It changes
-// nothing. Errors: *FormatError for a lab of another version; an error that says so when the configuration asks for what an
-// existing lab cannot become.
+// nothing. Errors: *FormatError for a lab of another version; *ConfigError when the configuration asks for what no lab can be,
+// or what this one cannot become.
 func Open(c Config) (*Lab, error) {
 	if c.Dir == "" {
 		c.Dir = DefaultDir

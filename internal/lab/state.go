@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"example.com/todo/internal/operator"
 )
@@ -60,6 +61,13 @@ func readState(dir string) (*state, error) {
 	return &s, nil
 }
 
+// ConfigError means that no lab, or not this one, can be as it is asked to be.
+type ConfigError struct{ reason string }
+
+func (e *ConfigError) Error() string { return e.reason }
+
+func refuse(format string, args ...any) error { return &ConfigError{fmt.Sprintf(format, args...)} }
+
 func (s state) write(dir string) error {
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
@@ -89,16 +97,21 @@ func merge(recorded *state, asked state) (state, error) {
 	if err := checkNet(merged.Net); err != nil {
 		return state{}, err
 	}
+	if merged.Times != base.Times {
+		if err := checkTimes(merged.Times); err != nil {
+			return state{}, err
+		}
+	}
 	if recorded == nil {
 		return merged, nil
 	}
 	if merged.Net != base.Net {
-		return state{}, fmt.Errorf("this lab lives in %s and cannot move to %s: `lab down --wipe` first, or begin another with --dir", base.Net, merged.Net)
+		return state{}, refuse("this lab lives in %s and cannot move to %s: `lab down --wipe` first, or begin another with --dir", base.Net, merged.Net)
 	}
 	fixed := merged.Counts
 	fixed.Todo = base.Counts.Todo
 	if fixed != base.Counts {
-		return state{}, fmt.Errorf("this lab was made with so many machines (consul %d, vault %d, mysql %d), and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
+		return state{}, refuse("this lab was made with so many machines (consul %d, vault %d, mysql %d), and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
 			base.Counts.Consul, base.Counts.Vault, base.Counts.MySQL)
 	}
 	return merged, nil
@@ -117,5 +130,21 @@ func overlay(base, asked operator.Times) operator.Times {
 	if asked.TokenMax != 0 {
 		base.TokenMax = asked.TokenMax
 	}
-	return base.WithDefaults()
+	return base
+}
+
+// checkTimes refuses what Vault, which counts in seconds, would understand otherwise or adapt without a word.
+func checkTimes(t operator.Times) error {
+	for name, d := range map[string]time.Duration{"lease": t.Lease, "lease-max": t.LeaseMax, "token": t.Token, "token-max": t.TokenMax} {
+		if d < time.Second || d%time.Second != 0 {
+			return refuse("--%s %v: want whole seconds, at least one", name, d)
+		}
+	}
+	switch {
+	case t.LeaseMax < t.Lease:
+		return refuse("a lease of %v is longer than its maximum of %v: change --lease or --lease-max", t.Lease, t.LeaseMax)
+	case t.TokenMax < t.Token:
+		return refuse("a token's life of %v is longer than its maximum of %v: change --token or --token-max", t.Token, t.TokenMax)
+	}
+	return nil
 }
