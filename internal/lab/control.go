@@ -73,7 +73,7 @@ func (l *Lab) Start(ctx context.Context, ref string) error {
 			return err
 		}
 		if running && p.paused() {
-			return fmt.Errorf("%s is paused: `lab resume %s` lets it go on", u.id(), ref)
+			return u.held()
 		}
 		if running {
 			continue
@@ -93,6 +93,15 @@ func (l *Lab) Start(ctx context.Context, ref string) error {
 		}
 	}
 	return nil
+}
+
+// held refuses to wait for a unit that cannot answer, because a person paused it.
+func (u *unit) held() error {
+	ref := u.machine.Name
+	if u.name != u.machine.Role {
+		ref = u.id()
+	}
+	return fmt.Errorf("%s is paused: `lab resume %s` lets it go on", u.id(), ref)
 }
 
 // agentFirst refuses to start a Vault that would wait for ever: its storage is reached through its machine's agent.

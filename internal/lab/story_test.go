@@ -175,6 +175,16 @@ func TestBoard_ShowsAPausedAndAStoppedDatabase(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, l, "the pause", gone("paused"))
+	for command, do := range map[string]func() error{
+		"start": func() error { return l.Start(t.Context(), "mysql") },
+		"up":    func() error { return l.Up(t.Context(), lab.UpOptions{}) },
+	} {
+		begun := time.Now()
+		refuses(t, command+" of a paused database", do, "lab resume mysql")
+		if took := time.Since(begun); took > shown/2 {
+			t.Errorf("%s took %v to see that the database is paused", command, took)
+		}
+	}
 	if err := l.Resume(t.Context(), "mysql"); err != nil {
 		t.Fatal(err)
 	}
@@ -192,10 +202,11 @@ func TestUp_LeavesAVaultThatAPersonRestartedSealed(t *testing.T) {
 	if board(t, l).Vault[1].Leader {
 		standby = "vault0"
 	}
-	if err := l.Kill(t.Context(), standby); err != nil {
+	if err := l.Kill(t.Context(), standby+"/all"); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Start(t.Context(), standby); err != nil {
+	refuses(t, "start of a vault without its agent", func() error { return l.Start(t.Context(), standby) }, "lab start "+standby+"/agent")
+	if err := l.Start(t.Context(), standby+"/all"); err != nil {
 		t.Fatal(err)
 	}
 	up(t, l)
@@ -222,9 +233,8 @@ func TestUp_LeavesTheOperatorsStepsToAPersonIfAsked(t *testing.T) {
 	if b := board(t, l); b.Vault[0].Initialized {
 		t.Error("vault is initialised though nobody did it")
 	}
-	if err := l.Start(t.Context(), "todo0"); err == nil || !strings.Contains(err.Error(), "lab mint todo0") {
-		t.Errorf("starting a todo without an identity: got %v, want the step that is missing", err)
-	}
+	refuses(t, "start of a todo without an identity", func() error { return l.Start(t.Context(), "todo0") }, "lab mint todo0")
+	refuses(t, "an identity before there is a table", func() error { return l.Mint(t.Context(), "todo0") }, "lab migrate")
 	for _, step := range []func() error{
 		func() error { _, err := l.VaultInit(t.Context()); return err },
 		func() error { _, err := l.Unseal(t.Context(), "vault0"); return err },
@@ -447,6 +457,14 @@ func up(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	if err := l.Up(t.Context(), lab.UpOptions{}); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// refuses wants an error that says what to type instead.
+func refuses(t *testing.T, what string, do func() error, want string) {
+	t.Helper()
+	if err := do(); err == nil || !strings.Contains(err.Error(), "`"+want+"`") {
+		t.Errorf("%s: got %v, want to be told to type %q", what, err, want)
 	}
 }
 

@@ -122,8 +122,8 @@ func (r *run) tell(e Event) {
 	r.options.Report(e)
 }
 
-// begin looks at what runs, clears away what a killed run or a smaller lab left, checks the ports of all that will be
-// started, and records what the lab is.
+// begin looks at what runs, clears away what a killed run or a smaller lab left, refuses if anything is paused, checks the
+// ports of all that will be started, and records what the lab is.
 func (r *run) begin(ctx context.Context) error {
 	l := r.lab
 	ps, err := processes(l.dir)
@@ -134,15 +134,23 @@ func (r *run) begin(ctx context.Context) error {
 		return err
 	}
 	var missing []*unit
+	var held []error
 	for _, m := range l.machines {
 		r.gates[m.Name] = make(chan struct{})
 		for _, u := range l.units(m) {
-			if p, running := pick(ps, u.id()); running {
-				r.processes[u.id()] = p
-			} else {
+			p, running := pick(ps, u.id())
+			if !running {
 				missing = append(missing, u)
+				continue
+			}
+			r.processes[u.id()] = p
+			if p.paused() {
+				held = append(held, u.held())
 			}
 		}
+	}
+	if err := errors.Join(held...); err != nil {
+		return err
 	}
 	for _, m := range l.machines {
 		r.gates[m.Name+"/"+UnitAgent] = make(chan struct{})
