@@ -113,7 +113,14 @@ func TestUp_ChangesTheNumberOfTodos(t *testing.T) {
 	write(t, l, "todo2", "through the third")
 	counts.Todo = 1
 	l = reopen(t, l, counts)
-	up(t, l)
+	var told []lab.Event
+	if err := l.Up(t.Context(), lab.UpOptions{Report: func(e lab.Event) { told = append(told, e) }}); err != nil {
+		t.Fatal(err)
+	}
+	both := slices.IndexFunc(told, func(e lab.Event) bool { return e.Text == "taken away" })
+	if both < 2 || told[0].Text != "is taken away" || told[1].Text != "is taken away" {
+		t.Errorf("two machines are not taken away together: %+v", told)
+	}
 	for _, id := range running(t, l) {
 		if strings.HasPrefix(id, "todo1/") || strings.HasPrefix(id, "todo2/") {
 			t.Errorf("%s still runs", id)

@@ -196,7 +196,7 @@ func (r *run) sweep(ctx context.Context, ps []process) ([]process, error) {
 	return slices.DeleteFunc(ps, func(p process) bool { return !known[p.unit] }), nil
 }
 
-// retire stops the machines that the lab no longer has, and removes what was theirs.
+// retire stops the machines that the lab no longer has, all at once, and removes what was theirs.
 func (r *run) retire(ctx context.Context, ps []process, known map[string]bool) error {
 	l := r.lab
 	if l.recorded == nil || l.recorded.Counts == l.state.Counts {
@@ -206,25 +206,29 @@ func (r *run) retire(ctx context.Context, ps []process, known map[string]bool) e
 	if err != nil {
 		return err
 	}
+	var g errgroup.Group
 	for _, m := range before {
 		us := l.units(m)
 		if known[us[0].id()] {
 			continue
 		}
-		r.report(m.Name, "is taken away", false)
-		for i := len(us) - 1; i >= 0; i-- {
-			if p, running := pick(ps, us[i].id()); running {
-				if _, err := us[i].stop(ctx, p); err != nil {
-					return err
+		g.Go(func() error {
+			r.report(m.Name, "is taken away", false)
+			for i := len(us) - 1; i >= 0; i-- {
+				if p, running := pick(ps, us[i].id()); running {
+					if _, err := us[i].stop(ctx, p); err != nil {
+						return err
+					}
 				}
 			}
-		}
-		if err := os.RemoveAll(l.machineDir(m)); err != nil {
-			return err
-		}
-		r.report(m.Name, "taken away", true)
+			if err := os.RemoveAll(l.machineDir(m)); err != nil {
+				return err
+			}
+			r.report(m.Name, "taken away", true)
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // checkPorts says who is in the way of units that are not running.
