@@ -28,6 +28,9 @@ type state struct {
 	Net    string         `json:"net"`
 	Counts Counts         `json:"machines"`
 	Times  operator.Times `json:"nanoseconds"`
+	// Unfinished is true from the beginning of an up that has something to do to its end. Until then nobody knows how far
+	// Vault was told of all this, so the next up tells it again.
+	Unfinished bool `json:"unfinished,omitempty"`
 }
 
 // FormatError means that the directory holds a lab that another version of this program made.
@@ -85,6 +88,7 @@ func merge(recorded *state, asked state) (state, error) {
 	base := state{Format: format, Net: DefaultNet, Counts: Demo(), Times: operator.Times{}.WithDefaults()}
 	if recorded != nil {
 		base = *recorded
+		base.Unfinished = false
 	}
 	merged := base
 	if asked.Net != "" {

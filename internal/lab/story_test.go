@@ -126,7 +126,42 @@ func TestUp_ChangesTheNumberOfTodos(t *testing.T) {
 			t.Errorf("%s still runs", id)
 		}
 	}
+
+	// What did not come up is not remembered, and the next up looks again at all that it touched.
+	b := lab.FindBinaries(os.Getenv)
+	b.Todo = "/bin/false"
+	counts.Todo = 2
+	failing, err := lab.Open(lab.Config{Dir: l.Dir(), Counts: counts, Binaries: b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := failing.Up(t.Context(), lab.UpOptions{}); err == nil {
+		t.Error("a todo that ends at once has come up")
+	}
+	counts = reopen(t, l, lab.Counts{}).Counts()
+	if n := counts.Todo; n != 1 {
+		t.Errorf("after an up to 2 that failed, the lab has %d todos; want 1 as before", n)
+	}
+	l = reopen(t, l, counts)
 	green(t, l)
+	if !changes(t, l) {
+		t.Error("after an up that failed, the next leaves everything as it was")
+	}
+	if changes(t, l) {
+		t.Error("after an up that got to its end, the next looks at everything again")
+	}
+}
+
+// changes runs up, and reports whether it had anything to do.
+func changes(t *testing.T, l *lab.Lab) (changed bool) {
+	t.Helper()
+	err := l.Up(t.Context(), lab.UpOptions{Report: func(e lab.Event) {
+		changed = changed || e.Machine == lab.OperatorLine && e.Done && !strings.Contains(e.Text, "as it was")
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return changed
 }
 
 func TestBoard_ShowsEveryFaultAndItsEndWhileTheServiceServes(t *testing.T) {

@@ -41,7 +41,7 @@ type UpOptions struct {
 // Up starts what is not running, in the order of who depends on whom, and returns when every machine is ready. It takes
 // the operator's steps as far as they are not done, and unseals the Vaults that Up started, in this run or in one that was
 // killed: a Vault that a person restarted is that person's to unseal. When it fails or ctx ends, what this run started is
-// stopped again. Errors: *BusyError, *PortError, *UnitError, and those of the operator.
+// stopped again, and the lab's record says what it said before. Errors: *BusyError, *PortError, *UnitError, and those of the operator.
 func (l *Lab) Up(ctx context.Context, o UpOptions) error {
 	if err := errors.Join(Supported(), l.binaries.Check(l.state.Counts)); err != nil {
 		return err
@@ -59,6 +59,7 @@ func (l *Lab) Up(ctx context.Context, o UpOptions) error {
 		return err
 	}
 	r := &run{lab: l, operator: op, options: o, gates: map[string]chan struct{}{}, processes: map[string]process{}}
+	before := l.recorded
 	if err := r.begin(ctx); err != nil {
 		if l.recorded == nil {
 			err = errors.Join(err, l.wipe()) // nothing has begun
@@ -67,8 +68,24 @@ func (l *Lab) Up(ctx context.Context, o UpOptions) error {
 	}
 	if err := r.up(ctx); err != nil {
 		r.undo(ctx)
+		if before != nil { // a lab that never was keeps what was asked: its data are made for that
+			err = errors.Join(err, l.record(*before, true))
+		}
 		return err
 	}
+	if !r.changed {
+		return nil
+	}
+	return l.record(l.state, false)
+}
+
+// record writes down what the lab is.
+func (l *Lab) record(s state, unfinished bool) error {
+	s.Unfinished = unfinished
+	if err := s.write(l.dir); err != nil {
+		return err
+	}
+	l.recorded = &s
 	return nil
 }
 
@@ -161,11 +178,7 @@ func (r *run) begin(ctx context.Context) error {
 	}
 	r.changed = len(missing) > 0 || l.recorded == nil || *l.recorded != l.state
 	if r.changed {
-		if err := l.state.write(l.dir); err != nil {
-			return err
-		}
-		recorded := l.state
-		l.recorded = &recorded
+		return l.record(l.state, true)
 	}
 	return nil
 }
