@@ -105,6 +105,24 @@ func TestRun_SaysThatThereIsNoLab(t *testing.T) {
 	}
 }
 
+func TestDown_LeavesADirectoryThatIsNoLabAlone(t *testing.T) {
+	dir := t.TempDir()
+	theirs := filepath.Join(dir, "machines", "important")
+	if err := errors.Join(os.Mkdir(filepath.Dir(theirs), 0o700), os.WriteFile(theirs, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--dir", dir, "down"}, {"--dir", dir, "down", "--wipe"}, {"--dir", filepath.Join(dir, "none"), "down"}} {
+		code, stdout, stderr := runLab(t, args...)
+		if code != 0 || !strings.HasPrefix(stdout, "there is no lab in "+dir) {
+			t.Errorf("lab %q: code %d, %q %q", args, code, stdout, stderr)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if _, gone := os.Stat(theirs); gone != nil || err != nil || len(entries) != 1 {
+		t.Errorf("down changed what is not a lab's: %v %v (%v)", gone, entries, err)
+	}
+}
+
 func TestHelp_TeachesEveryCommand(t *testing.T) {
 	root := (&app{}).root()
 	_, help, _ := runLab(t, "--help")

@@ -105,17 +105,23 @@ said. The todos, Vault's secrets and its keys are there after the next ` + "`lab
 			if err != nil {
 				return err
 			}
+			there, err := l.Remains()
+			if err != nil {
+				return err
+			}
 			begun := time.Now()
 			p := a.progress(l.Machines(), false)
 			err = l.Down(c.Context(), lab.DownOptions{Wipe: wipe, Report: p.report})
 			p.close()
-			if err != nil {
+			switch took := time.Since(begun).Seconds(); {
+			case err != nil:
 				return err
-			}
-			if wipe {
-				a.say("down in %.1f s, and nothing is left of it", time.Since(begun).Seconds())
-			} else {
-				a.say("down in %.1f s; the data stays in %s", time.Since(begun).Seconds(), a.relative(l.Dir()))
+			case !there:
+				a.say("there is no lab in %s", l.Dir())
+			case wipe:
+				a.say("down in %.1f s, and nothing is left of it", took)
+			default:
+				a.say("down in %.1f s; the data stays in %s", took, a.relative(l.Dir()))
 			}
 			return nil
 		},

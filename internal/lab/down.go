@@ -30,6 +30,9 @@ func (l *Lab) Down(ctx context.Context, o DownOptions) error {
 	if err := Supported(); err != nil {
 		return err
 	}
+	if there, err := l.Remains(); err != nil || !there {
+		return errors.Join(err, l.wipeOutside(o.Wipe)) // what else may be in the directory is not known to be a lab's
+	}
 	ps, err := processes(l.dir)
 	if err != nil {
 		return err
@@ -55,6 +58,14 @@ func (l *Lab) Down(ctx context.Context, o DownOptions) error {
 		return nil
 	}
 	return errors.Join(l.wipeOutside(true), l.wipe())
+}
+
+// Remains reports whether there is anything to take down: a lab's record, or processes, if only those of a lab whose
+// directory was deleted.
+func (l *Lab) Remains() (bool, error) {
+	ps, err := processes(l.dir)
+	_, unrecorded := os.Stat(l.path(stateFile))
+	return len(ps) > 0 || unrecorded == nil, err
 }
 
 func (l *Lab) wipeOutside(wipe bool) error {
