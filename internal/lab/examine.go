@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/user"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,17 +69,40 @@ func (l *Lab) examinePorts() Finding {
 		f.Err = err
 		return f
 	}
+	var held []*PortError
 	for _, m := range l.machines {
 		for _, u := range l.units(m) {
 			for _, p := range u.ports {
 				if e := portHolder(ls, p); e != nil && e.Lab != l.dir {
 					e.Unit = u.id()
-					f.Err = errors.Join(f.Err, e)
+					held = append(held, e)
 				}
 			}
 		}
 	}
+	f.Err = byHolder(held)
 	return f
+}
+
+// byHolder says once of each holder that it is in the way, and of how much: another lab would otherwise be named for
+// every port there is.
+func byHolder(held []*PortError) error {
+	var firsts []*PortError
+	for _, e := range held {
+		i := slices.IndexFunc(firsts, func(f *PortError) bool {
+			return f.Lab == e.Lab && (f.Lab != "" || f.PID == e.PID && f.UID == e.UID)
+		})
+		if i < 0 {
+			firsts = append(firsts, e)
+		} else {
+			firsts[i].More++
+		}
+	}
+	var errs []error
+	for _, e := range firsts {
+		errs = append(errs, e)
+	}
+	return errors.Join(errs...)
 }
 
 func examineProgram(ctx context.Context, name, path string, err error) Finding {

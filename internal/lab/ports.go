@@ -69,16 +69,20 @@ type PortError struct {
 	UID     int    // whose process it is
 	Command string // its arguments, "" if they may not be seen
 	Lab     string // the directory of the lab it belongs to, "" if to none
+	More    int    // how many more ports of ours the same process, or lab, holds
 }
 
 func (e *PortError) Error() string {
-	where := fmt.Sprintf("%s needs %s (%s), ", e.Unit, e.Address, e.Network)
+	where, more := fmt.Sprintf("%s needs %s (%s), ", e.Unit, e.Address, e.Network), ""
+	if e.More > 0 {
+		more = fmt.Sprintf("; it has %d more of our ports", e.More)
+	}
 	switch {
 	case e.Lab != "":
-		return where + fmt.Sprintf("which belongs to the lab in %s (process %d): take that lab down (`lab --dir %s down`), or choose other addresses with --net", e.Lab, e.PID, e.Lab)
+		return where + fmt.Sprintf("which belongs to the lab in %s (process %d): take that lab down (`lab --dir %s down`), or choose other addresses with --net%s", e.Lab, e.PID, e.Lab, more)
 	case e.PID != 0:
-		return where + fmt.Sprintf("which process %d holds: %s. End it, or choose other addresses with --net", e.PID, e.Command)
+		return where + fmt.Sprintf("which process %d holds: %s. End it, or choose other addresses with --net%s", e.PID, e.Command, more)
 	default:
-		return where + fmt.Sprintf("which a process of the user with id %d holds (root sees which: `ss -lptn`). End it, or choose other addresses with --net", e.UID)
+		return where + fmt.Sprintf("which a process of the user with id %d holds (root sees which: `ss -lptn`). End it, or choose other addresses with --net%s", e.UID, more)
 	}
 }

@@ -327,6 +327,30 @@ func TestJudge_IsHealthyOnlyIfEveryServiceIs(t *testing.T) {
 	}
 }
 
+func TestByHolder_NamesEveryHolderOnce(t *testing.T) {
+	held := func(unit string, e PortError) *PortError { e.Unit = unit; return &e }
+	err := byHolder([]*PortError{
+		held("consul0/consul", PortError{Lab: "/other", PID: 7}),
+		held("consul0/consul", PortError{Lab: "/other", PID: 7}),
+		held("vault0/vault", PortError{PID: 9, Command: "python3"}),
+		held("mysql/mysql", PortError{Lab: "/other", PID: 8, UID: 100}),
+		held("todo0/todo", PortError{UID: 200}),
+		held("todo1/todo", PortError{UID: 201}),
+	})
+	if err == nil {
+		t.Fatal("nobody is in the way")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	for i, want := range []string{"the lab in /other", "process 9", "id 200", "id 201"} {
+		if len(lines) != 4 || !strings.Contains(lines[i], want) || strings.Contains(lines[i], "2 more of our ports") != (i == 0) {
+			t.Fatalf("got %q; want line %d of 4 to be about %q", lines, i, want)
+		}
+	}
+	if err := byHolder(nil); err != nil {
+		t.Errorf("of nothing: %v", err)
+	}
+}
+
 func TestTail_OfNoLinesIsEmpty(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	if err := os.WriteFile(path, []byte("one\ntwo\n"), 0o600); err != nil {
