@@ -18,7 +18,7 @@ func (b *Board) judge(c catalog) {
 	for _, r := range b.Consul {
 		b.judgeRow(r.Row)
 	}
-	vault := len(b.Vault) == 0
+	vault, led, standby := len(b.Vault) == 0, false, ""
 	for _, r := range b.Vault {
 		switch {
 		case r.Error != "" || r.Process == "paused":
@@ -32,10 +32,18 @@ func (b *Board) judge(c catalog) {
 		default:
 			b.judgeRow(r.Row)
 			vault = vault || r.Leader && r.Health == "passing"
+			led = led || r.Leader
+			if !r.Leader {
+				standby = r.Name
+			}
 		}
 	}
-	if !vault {
-		b.problem("vault: none is active; no credentials can be leased or renewed")
+	switch none := "vault: none is active; no credentials can be leased or renewed"; {
+	case vault:
+	case consul && !led && standby != "":
+		b.problem("%s until %s takes over: up to 45 s after a crash, when the dead one's lock has run out", none, standby)
+	default:
+		b.problem("%s", none)
 	}
 	mysql := len(b.MySQL) == 0
 	for _, r := range b.MySQL {

@@ -315,6 +315,7 @@ func TestJudge_IsHealthyOnlyIfEveryServiceIs(t *testing.T) {
 		"active sealed":               {func(b *Board) { b.Vault[0].Sealed, b.Vault[0].Leader = true, false }, false, 2},
 		"database gone":               {func(b *Board) { b.MySQL[0].Error = "connection refused" }, false, 1},
 		"database critical by Consul": {func(b *Board) { b.MySQL[0].Health = "critical" }, false, 1},
+		"active killed":               {func(b *Board) { b.Vault[0].Process, b.Vault[0].Leader = "stopped", false }, false, 2},
 		"no leader":                   {func(b *Board) { b.Leader = "" }, false, 1},
 		"an agent lost":               {func(b *Board) { b.Todo[0].Agent = "critical" }, true, 1},
 	} {
@@ -367,8 +368,15 @@ func TestBoard_SaysWhatHelps(t *testing.T) {
 	stopped := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "stopped"}}}, Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "stopped"}}}}
 	unreachable := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "running", Agent: "absent"}}}}
 	unready := Board{Leader: "consul0", Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "running", Error: "no answer in 2s"}, Reason: "the table cannot be queried"}}}
+	vaults := func(standby VaultRow) *Board {
+		standby.Name, standby.Initialized = "vault1", true
+		return &Board{Leader: "consul0", Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "stopped"}}, standby}}
+	}
+	none := "vault: none is active; no credentials can be leased or renewed"
 	for want, b := range map[string]*Board{
-		"nothing runs; `lab up` starts it all":              &stopped,
+		none + " until vault1 takes over: up to 45 s after a crash, when the dead one's lock has run out": vaults(VaultRow{}),
+		none:                                   vaults(VaultRow{Sealed: true}),
+		"nothing runs; `lab up` starts it all": &stopped,
 		"vault0: cannot reach its storage, which is Consul": &unreachable,
 		"todo0: the table cannot be queried":                &unready,
 	} {
