@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -150,6 +151,30 @@ func TestBoard_CutsItsLinesAtTheTerminalsEdge(t *testing.T) {
 		if width == 0 && !strings.Contains(out.String(), "41 s") {
 			t.Errorf("the lease is not shown: %s", out.String())
 		}
+	}
+}
+
+func TestProgress_EndsWithoutALineThatGoesOn(t *testing.T) {
+	p := (&app{surroundings: surroundings{stdout: io.Discard}}).progress([]lab.Machine{{Name: "todo0"}, {Name: "todo1"}}, false)
+	p.report(lab.Event{Machine: "todo0", Text: "ready", Done: true})
+	p.report(lab.Event{Machine: "todo1", Text: "the service starts"})
+	p.since["todo1"] = time.Now().Add(-time.Minute)
+	if line := p.line("todo1", 80); !strings.Contains(line, "60 s") {
+		t.Errorf("a line that goes on is %q, without its time", line)
+	}
+	p.close()
+	for name, want := range map[string]string{"todo0": "✓ todo0     ready", "todo1": "· todo1     not done: the service starts"} {
+		if line := p.line(name, 80); line != want {
+			t.Errorf("at the end a line is %q, want %q", line, want)
+		}
+	}
+}
+
+func TestTour_SaysWhoDoesNotAnswerAndWhatToType(t *testing.T) {
+	code, _, stderr := runLab(t, "--dir", stopped(t), "tour")
+	want := "lab: todo0 does not answer (connection refused): `lab status` says why, `lab up` starts what does not run\n"
+	if code != exitFailed || stderr != want {
+		t.Errorf("code %d, %q; want %d and %q", code, stderr, exitFailed, want)
 	}
 }
 

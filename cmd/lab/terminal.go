@@ -57,6 +57,7 @@ type progress struct {
 	since   map[string]time.Time
 	drawn   int // lines on the screen that are ours
 	inPlace bool
+	closed  bool // nothing goes on any more
 	stop    chan struct{}
 	stopped chan struct{}
 }
@@ -121,8 +122,10 @@ func (p *progress) close() {
 	<-p.stopped
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.closed = true
 	if p.inPlace {
 		p.draw()
+		io.WriteString(p.app.stdout, "\x1b[J") // the ^C of a person who interrupted us, say
 	}
 }
 
@@ -155,6 +158,8 @@ func (p *progress) line(name string, width int) string {
 		mark, text = p.paint.soso("!"), e.Text
 	case e.Done:
 		mark, text = p.paint.good("✓"), e.Text
+	case p.closed:
+		text = p.paint.faint("not done: ") + e.Text
 	default:
 		frame := int(time.Since(p.begun)/redrawEvery) % len(spinner)
 		mark, text = p.paint.soso(string(spinner[frame])), e.Text

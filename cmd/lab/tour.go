@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"syscall"
 	"time"
 
 	"example.com/todo/internal/lab"
@@ -37,6 +38,9 @@ which MySQL account each of them has leased. What it writes it deletes.`,
 				return errors.New("this lab has no todo instance to walk through")
 			}
 			g := &guide{w: a.stdout, command: a.command(), paint: a.palette(), one: todos[0], other: todos[min(1, len(todos)-1)]}
+			if _, processes := l.(*lab.Lab); processes {
+				g.repair = ", `lab up` starts what does not run"
+			}
 			defer g.cleanUp(c.Context())
 			return g.walk(c.Context())
 		},
@@ -48,6 +52,7 @@ type guide struct {
 	w          io.Writer
 	command    string // how a person begins to type one
 	paint      palette
+	repair     string // what else than looking helps
 	one, other lab.Machine
 	step       int
 	made       string // path of the todo that is still there
@@ -101,7 +106,7 @@ func (g *guide) instances() int {
 
 // account shows which database account an instance has leased.
 func (g *guide) account(ctx context.Context, m lab.Machine) error {
-	g.title("%s has no password for the database. It leased an account from Vault, for a minute at a time:", m.Name)
+	g.title("%s has no password for the database. It has leased an account of its own from Vault:", m.Name)
 	a, err := g.ask(ctx, m, http.MethodGet, "/health", "")
 	if err != nil {
 		return err
@@ -158,7 +163,23 @@ func (g *guide) ask(ctx context.Context, m lab.Machine, method, path, body strin
 		curl += " -d " + quote(body)
 	}
 	fmt.Fprintf(g.w, "   %s %s\n", g.paint.faint("$"), curl)
-	return request(ctx, method, url, body)
+	a, err := request(ctx, method, url, body)
+	if err != nil && ctx.Err() == nil {
+		return answer{}, fmt.Errorf("%s does not answer (%w): `%s status` says why%s", m.Name, reason(err), g.command, g.repair)
+	}
+	return a, err
+}
+
+// reason is the part of a network error that tells a person something.
+func reason(err error) error {
+	var number syscall.Errno
+	switch {
+	case errors.As(err, &number):
+		return number
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("it took more than %v", askWithin)
+	}
+	return err
 }
 
 func (g *guide) title(format string, args ...any) {
@@ -179,10 +200,12 @@ func (g *guide) cleanUp(ctx context.Context) {
 	}
 }
 
-// request does one call. Nothing on this computer takes longer than its limit.
+// askWithin is longer than anything takes on this computer.
+const askWithin = 10 * time.Second
+
+// request does one call.
 func request(ctx context.Context, method, url, body string) (answer, error) {
-	const limit = 10 * time.Second
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader([]byte(body)))
 	if err != nil {
