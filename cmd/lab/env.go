@@ -18,7 +18,8 @@ func (a *app) env() *cobra.Command {
 	return &cobra.Command{
 		Use:   "env",
 		Short: "What the stock consul, vault and mysql clients need to talk to the lab",
-		Long: `Prints the exports with which HashiCorp's own consul and vault programs and the database's mysql client talk to the lab.
+		Long: `Prints the exports with which HashiCorp's own consul and vault programs and the database's mysql client talk to the lab, and
+puts the two programs that the lab runs first on your PATH.
 Vault's root token is not printed: the line reads it from the operator's file when your shell runs it. With it you can do
 everything, so think of it as the operator's hat.`,
 		Example: "  eval \"$(lab env)\"\n  consul members\n  vault list sys/leases/lookup/database/creds/todo\n  mysql -e 'SELECT * FROM todo.todo'",
@@ -28,8 +29,12 @@ everything, so think of it as the operator's hat.`,
 			if err != nil {
 				return err
 			}
+			p, processes := l.(*lab.Lab)
+			if processes {
+				a.export("PATH", quote(p.ProgramsDir())+`:"$PATH"`)
+			}
 			a.printEnv(c.Context(), l)
-			if p, ok := l.(*lab.Lab); ok {
+			if processes {
 				return a.printSocket(p)
 			}
 			a.say("# the database's root is let in on its own machine only: vagrant ssh mysql -c 'sudo mysql'")

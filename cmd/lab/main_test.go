@@ -313,8 +313,8 @@ func TestCommands_WorkForAPersonAtAShell(t *testing.T) {
 		}
 	}
 	// The exports are tried as they are meant: by a shell, with the stock clients.
-	script := fmt.Sprintf(`eval "$(%s --dir %s env)"; %s members; %s token lookup; mysql -N -e 'SELECT COUNT(*) FROM todo.todo'`,
-		c.program, quote(c.dir), lab.FindBinaries(os.Getenv).Consul, lab.FindBinaries(os.Getenv).Vault)
+	script := fmt.Sprintf(`eval "$(%s --dir %s env)"; consul members; vault token lookup; mysql -N -e 'SELECT COUNT(*) FROM todo.todo'`,
+		c.program, quote(c.dir))
 	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
 	if err != nil || !strings.Contains(string(out), "alive") || !strings.Contains(string(out), "root") {
 		t.Errorf("the stock clients: %v\n%s", err, out)

@@ -67,6 +67,27 @@ func (b Binaries) Check(c Counts) error {
 	return errors.Join(missing...)
 }
 
+// ProgramsDir holds the lab's Consul and Vault under the names that people type.
+func (l *Lab) ProgramsDir() string { return l.path("programs") }
+
+// linkBinaries fills ProgramsDir.
+func (l *Lab) linkBinaries() error {
+	if err := os.MkdirAll(l.ProgramsDir(), 0o700); err != nil {
+		return fmt.Errorf("link the lab's programs: %w", err)
+	}
+	for name, program := range map[string]string{"consul": l.binaries.Consul, "vault": l.binaries.Vault} {
+		link := filepath.Join(l.ProgramsDir(), name)
+		if there, err := os.Readlink(link); err == nil && there == program {
+			continue
+		}
+		_ = os.Remove(link + ".new") // left by a run that was killed
+		if err := errors.Join(os.Symlink(program, link+".new"), os.Rename(link+".new", link)); err != nil {
+			return fmt.Errorf("link the lab's programs: %w", err)
+		}
+	}
+	return nil
+}
+
 func (b Binaries) check(path, name string) error {
 	how := map[string]string{
 		"consul": "`make tools` builds it, once; or name another with CONSUL=",

@@ -182,7 +182,7 @@ func askVault(ctx context.Context, m Machine) (operator.Health, error) {
 // wipe deletes what is the lab's in its directory, and the directory if nothing else is in it: somebody may have named
 // one that holds more.
 func (l *Lab) wipe() error {
-	for _, name := range []string{stateFile, "operator", "machines", "lock"} {
+	for _, name := range []string{stateFile, "operator", "machines", "programs", "lock"} {
 		if err := os.RemoveAll(l.path(name)); err != nil {
 			return fmt.Errorf("delete the lab's data: %w", err)
 		}

@@ -58,6 +58,9 @@ func (l *Lab) Up(ctx context.Context, o UpOptions) error {
 	if err != nil {
 		return err
 	}
+	if err := l.linkBinaries(); err != nil {
+		return err
+	}
 	r := &run{lab: l, operator: op, options: o, gates: map[string]chan struct{}{}, processes: map[string]process{}}
 	before := l.recorded
 	if err := r.begin(ctx); err != nil {
