@@ -37,10 +37,23 @@ func FindBinaries(getenv func(string) string) Binaries {
 		beside = filepath.Join(filepath.Dir(self), "todo")
 	}
 	return Binaries{
-		Consul: orElse(getenv("CONSUL"), pinned("consul", ConsulVersion)),
-		Vault:  orElse(getenv("VAULT"), pinned("vault", VaultVersion)),
-		Todo:   orElse(getenv("TODO"), beside),
+		Consul: whole(orElse(getenv("CONSUL"), pinned("consul", ConsulVersion))),
+		Vault:  whole(orElse(getenv("VAULT"), pinned("vault", VaultVersion))),
+		Todo:   whole(orElse(getenv("TODO"), beside)),
 	}
+}
+
+// whole is the absolute path of a program that is named as in a shell, if there is one: the lab starts each of them in a
+// directory of its own.
+func whole(program string) string {
+	path, err := exec.LookPath(program)
+	if err != nil {
+		return program
+	}
+	if path, err = filepath.Abs(path); err != nil {
+		return program
+	}
+	return path
 }
 
 func cacheDir(getenv func(string) string) string {

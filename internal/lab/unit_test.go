@@ -259,6 +259,16 @@ func TestFindBinaries_PrefersWhatTheEnvironmentNames(t *testing.T) {
 	if b.Vault != "/opt/vault" || !strings.HasPrefix(b.Consul, "/home/x/.cache/todo-lab/consul-"+ConsulVersion+"-") {
 		t.Errorf("got %+v", b)
 	}
+	env["CONSUL"] = "sh"
+	if b = FindBinaries(func(name string) string { return env[name] }); !filepath.IsAbs(b.Consul) {
+		t.Errorf("a program on the path: got %+v", b)
+	}
+	t.Chdir("/")
+	env["CONSUL"] = "bin/sh"
+	if b = FindBinaries(func(name string) string { return env[name] }); b.Consul != "/bin/sh" {
+		t.Errorf("a program in a directory below: got %+v", b)
+	}
+	delete(env, "CONSUL")
 	env["XDG_CACHE_HOME"] = "/c"
 	if b = FindBinaries(func(name string) string { return env[name] }); !strings.HasPrefix(b.Consul, "/c/todo-lab/") {
 		t.Errorf("with XDG_CACHE_HOME: got %+v", b)
