@@ -264,26 +264,57 @@ func TestUp_GetsToAGreenBoardAfterEveryKill(t *testing.T) {
 	if soak() {
 		times = 20
 	}
-	const longest = 5 * time.Second // a little more than a whole up takes
 	c := newCLI(t, labtest.Options{Vault: 2, MySQL: 1, Todo: 2})
-	for i := range times {
-		// Every other time from nothing, where more can go wrong: what is made once is being made.
-		if i%2 == 0 {
-			c.must(t, "down", "--wipe")
-		} else {
-			c.must(t, "down")
-		}
-		after := rand.N(longest)
-		ctx, cancel := context.WithTimeout(t.Context(), after)
-		killed := c.command(ctx, c.up...).Run() // CommandContext kills with SIGKILL
-		cancel()
+	// Every other time from nothing, where more can go wrong: what is made once is being made.
+	downs := [][]string{{"down", "--wipe"}, {"down"}}
+	var length [2]time.Duration // of an up after each that nobody cuts off
+	for i, down := range downs {
+		c.must(t, down...)
 		begun := time.Now()
 		c.must(t, c.up...)
-		if b := c.board(t); !b.Healthy || len(b.Problems) > 0 {
-			t.Errorf("killed after %v (%v), then up again: %q", after, killed, b.Problems)
-		}
-		t.Logf("killed after %.1f s (%v), then green in %.1f s", after.Seconds(), killed, time.Since(begun).Seconds())
+		length[i] = time.Since(begun)
 	}
+	late := 0
+	for round := 0; round < times; {
+		kind := round % len(downs)
+		c.must(t, downs[kind]...)
+		after := rand.N(length[kind])
+		begun := time.Now()
+		if c.killedAfter(t, after) {
+			round++
+		} else if late++; late > times { // it was quicker than the one that was measured
+			t.Fatalf("%d times up had ended before the kill", late)
+		} else {
+			length[kind] = time.Since(begun)
+			continue
+		}
+		begun = time.Now()
+		c.must(t, c.up...)
+		if b := c.board(t); !b.Healthy || len(b.Problems) > 0 {
+			t.Errorf("killed after %v, then up again: %q", after, b.Problems)
+		}
+		t.Logf("kill %d after %.1f s, then green in %.1f s", round, after.Seconds(), time.Since(begun).Seconds())
+	}
+	t.Logf("%d kills, each of a running up; %d that came too late do not count", times, late)
+}
+
+// killedAfter runs up, and reports whether it was still running when it was killed.
+func (c *cli) killedAfter(t *testing.T, after time.Duration) bool {
+	t.Helper()
+	var out bytes.Buffer
+	up := c.command(t.Context(), c.up...)
+	up.Stdout, up.Stderr = &out, &out
+	if err := up.Start(); err != nil {
+		t.Fatal(err)
+	}
+	kill := time.AfterFunc(after, func() { _ = up.Process.Kill() })
+	defer kill.Stop()
+	err := up.Wait()
+	if status, ok := up.ProcessState.Sys().(syscall.WaitStatus); err == nil || ok && status.Signaled() {
+		return err != nil
+	}
+	t.Fatalf("up failed before it was killed: %v\n%s", err, out.Bytes())
+	return false
 }
 
 func TestCommands_WorkForAPersonAtAShell(t *testing.T) {
