@@ -44,7 +44,7 @@ func (v *Machines) Stage(ctx context.Context, o StageOptions) error {
 	if err != nil {
 		return err
 	}
-	if !v.Exists() {
+	if !v.made("*") {
 		if err := os.RemoveAll(v.path("operator")); err != nil {
 			return fmt.Errorf("forget the machines that are gone: %w", err)
 		}

@@ -92,7 +92,7 @@ func Open(project string, report func(format string, args ...any)) (*Machines, e
 	return v, nil
 }
 
-// made reports whether Vagrant has made a machine, under whichever provider, running or not.
+// made reports whether Vagrant has made a machine, under whichever provider, running or not. "*" is any machine.
 func (v *Machines) made(name string) bool {
 	ids, _ := filepath.Glob(filepath.Join(v.project, ".vagrant", "machines", name, "*", "id"))
 	for _, id := range ids {
