@@ -17,6 +17,12 @@ ARGS ?=
 RACE ?= $(shell echo 'int main(void){return 0;}' | $${CC:-cc} -x c - -o /dev/null 2>/dev/null && echo -race)
 warn_race = $(if $(RACE),,@echo "no working C compiler (gcc and libc's headers): testing without the race detector")
 
+# The virtual machines: their addresses, their number, their processor (the one of this computer).
+NET     ?= 192.168.56
+CONSULS ?= 3
+TODOS   ?= 4
+MACHINE_ARCH ?= $(shell go env GOHOSTARCH)
+
 .PHONY: help
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' Makefile
@@ -45,6 +51,11 @@ endif
 .PHONY: box
 box: ## the LXC box that 'vagrant up --provider lxc' starts machines from, from Debian's packages, once, in the user's cache
 	@scripts/box lxc
+
+.PHONY: machines
+machines: build ## what the virtual machines install: their programs and configuration, in .vagrant/lab (`vagrant up` calls it)
+	@GOARCH=$(MACHINE_ARCH) scripts/build --vm consul vault product
+	@bin/lab --on vagrant stage --bin bin/linux-$(MACHINE_ARCH) --net '$(NET)' --consul $(CONSULS) --todo $(TODOS)
 
 .PHONY: deps
 deps: database tools ## everything that comes over the network; after this all other targets work without one

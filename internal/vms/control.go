@@ -94,14 +94,12 @@ func (v *Machines) start(ctx context.Context, m lab.Machine, unit string) error 
 	out, err := v.sh(ctx, m, "", onUnit(unit, `
 [ "$(state "$1")" != paused ] || { echo paused; exit; }
 systemctl reset-failed "$1" 2>/dev/null || true
-systemctl start "$1" || systemctl status --no-pager -n 12 "$1"`))
+systemctl start --no-block "$1"`)) // an agent that finds no server would keep us waiting
 	switch {
 	case err != nil:
 		return err
 	case out == "paused":
 		return fmt.Errorf("%s/%s is paused: `lab --on vagrant resume %s` lets it go on", m.Name, unit, ref(m, unit))
-	case out != "":
-		return fmt.Errorf("%s/%s does not start:\n%s", m.Name, unit, out)
 	}
 	err = wait.Within(ctx, answerWithin, askEvery, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -109,7 +107,7 @@ systemctl start "$1" || systemctl status --no-pager -n 12 "$1"`))
 		return lab.Answers(ctx, m, unit)
 	})
 	if err != nil {
-		return fmt.Errorf("%s/%s was started and does not answer: %w; `lab --on vagrant logs %s`", m.Name, unit, err, ref(m, unit))
+		return fmt.Errorf("%s/%s was started and does not answer: %w; `lab --on vagrant logs %s` says why", m.Name, unit, err, ref(m, unit))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -14,10 +15,11 @@ import (
 	"example.com/todo/provision"
 )
 
-// A todo machine's identity. The service reads the second part again at each login, so a new one needs no restart.
+// A todo machine's identity. Only root reads it there; systemd hands the service a copy of the second part when it starts.
 const (
 	todoEnvFile  = "/etc/todo/todo.env"
 	secretIDFile = "/etc/todo/secret-id"
+	secretIDCopy = "/run/credentials/todo.service/secret-id"
 )
 
 // greenWithin bounds the wait for the whole to be well after the last step, on emulated processors too.
@@ -187,26 +189,21 @@ func (v *Machines) mint(ctx context.Context, o *operator.Operator, m lab.Machine
 		return err
 	}
 	env, err := provision.Render("todo.env", provision.Todo{
-		Instance: m.Name, Address: m.Addr, RoleID: reveal(id.RoleID), SecretIDFile: secretIDFile,
+		Instance: m.Name, Address: m.Addr, RoleID: reveal(id.RoleID), SecretIDFile: secretIDCopy,
 	})
 	if err != nil {
 		return err
 	}
-	for _, f := range []struct{ path, owner, text string }{
-		{todoEnvFile, "root:root", string(env)},
-		{secretIDFile, "todo:todo", reveal(id.SecretID) + "\n"},
-	} {
-		if _, err := v.sh(ctx, m, f.text, installFile(f.path, f.owner)); err != nil {
+	for _, f := range []struct{ path, text string }{{todoEnvFile, string(env)}, {secretIDFile, reveal(id.SecretID) + "\n"}} {
+		// The file is there whole or not at all, and for root's eyes only.
+		script := "set -e; umask 077; mkdir -p " + path.Dir(f.path) + "; cat > " + f.path + ".new; mv " + f.path + ".new " + f.path
+		if _, err := v.sh(ctx, m, f.text, script); err != nil {
 			return fmt.Errorf("hand %s its identity: %w", m.Name, err)
 		}
 	}
-	return nil
-}
-
-// installFile is a script that makes a file of its input, whole or not at all, for its owner's eyes only.
-func installFile(path, owner string) string {
-	return fmt.Sprintf("set -e; umask 077; mkdir -p -m 755 %[1]s; cat > %[2]s.new; chown %[3]s %[2]s.new; mv %[2]s.new %[2]s",
-		path[:strings.LastIndexByte(path, '/')], path, owner)
+	// An instance that runs has the identity that was destroyed just now, and would find out at its next login.
+	_, err = v.sh(ctx, m, "", "systemctl try-restart todo")
+	return err
 }
 
 // reveal is the one place where a secret is taken out of its wrapping, to put it where it belongs.

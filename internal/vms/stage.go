@@ -124,6 +124,7 @@ func (v *Machines) stage(m lab.Machine, all []lab.Machine, r record, bin string)
 		v.service(&t, "vault", bin)
 	case lab.RoleMySQL:
 		t.render("root/etc/mysql/todo.cnf", "my.cnf", provision.MySQL{Address: m.Addr, DataDir: "/var/lib/mysql", TmpDir: "/tmp", Socket: socket})
+		t.copy("root/etc/systemd/system/mysql.service.d/todo.conf", filepath.Join(v.project, "provision", "units", "mysql.service.d", "todo.conf"), modeFile)
 		t.render("root/etc/consul.d/mysql.hcl", "mysql-service.hcl", provision.MySQLService{Address: m.Addr, Admin: "mysqladmin", Socket: socket})
 	case lab.RoleTodo:
 		v.service(&t, "todo", bin)

@@ -21,7 +21,8 @@ func project(t *testing.T) (dir, bin string) {
 	t.Helper()
 	dir, bin = t.TempDir(), t.TempDir()
 	for _, name := range []string{"vagrant/machines.yaml", "provision/lib.sh", "provision/consul.sh", "provision/vault.sh", "provision/mysql.sh",
-		"provision/todo.sh", "provision/units/consul.service", "provision/units/vault.service", "provision/units/todo.service"} {
+		"provision/todo.sh", "provision/units/consul.service", "provision/units/vault.service", "provision/units/todo.service",
+		"provision/units/mysql.service.d/todo.conf"} {
 		write(t, filepath.Join(dir, name), name)
 	}
 	for _, name := range []string{"consul", "vault", "todo"} {
@@ -83,7 +84,7 @@ func TestStage_GivesEachMachineItsOwnPartAndNothingElse(t *testing.T) {
 	for machine, own := range map[string][]string{
 		"consul1": {"consul.sh"},
 		"vault0":  {"vault.sh", "root/etc/vault.d/vault.hcl", "root/etc/systemd/system/vault.service", "root/usr/local/bin/vault"},
-		"mysql":   {"mysql.sh", "root/etc/mysql/todo.cnf", "root/etc/consul.d/mysql.hcl"},
+		"mysql":   {"mysql.sh", "root/etc/mysql/todo.cnf", "root/etc/consul.d/mysql.hcl", "root/etc/systemd/system/mysql.service.d/todo.conf"},
 		"todo1":   {"todo.sh", "root/etc/systemd/system/todo.service", "root/usr/local/bin/todo"},
 	} {
 		want := append(slices.Clone(common), own...)
