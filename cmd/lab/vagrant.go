@@ -109,12 +109,16 @@ func (a *app) operate() *cobra.Command {
 		Use:   "operate",
 		Short: "Take every operator's step that is due (`vagrant up` calls it)",
 		Long: `Initialises Vault, unseals every Vault, configures Vault, brings the database's schema up to date, gives each todo machine an
-identity of its own and starts its service: each of these only where it was not done. Returns when every service is well.`,
+identity of its own and starts its service: each of these only where it was not done. Returns when every service is well.
+Before all that it finishes the provisioning of machines where it was cut off.`,
 		Args:        exactly(),
 		Annotations: map[string]string{annotationOn: onVagrant},
 		RunE: func(c *cobra.Command, _ []string) error {
 			v, err := a.vagrant()
 			if err != nil {
+				return err
+			}
+			if err := v.Converge(c.Context()); err != nil || !v.Exists() {
 				return err
 			}
 			if manual {
@@ -131,6 +135,6 @@ identity of its own and starts its service: each of these only where it was not 
 			return a.print(b, false)
 		},
 	}
-	c.Flags().BoolVar(&manual, "manual", false, "only say which steps there are")
+	c.Flags().BoolVar(&manual, "manual", false, "leave the steps to you, and say which there are")
 	return c
 }

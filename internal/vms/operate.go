@@ -13,6 +13,7 @@ import (
 	"example.com/todo/internal/lab/wait"
 	"example.com/todo/internal/operator"
 	"example.com/todo/provision"
+	"golang.org/x/sync/errgroup"
 )
 
 // A todo machine's identity. Only root reads it there; systemd hands the service a copy of the second part when it starts.
@@ -216,6 +217,31 @@ func (v *Machines) Steps() []string {
 		steps = append(steps, "vagrant/04-provision-todo.sh "+m.Name)
 	}
 	return append(steps, "vagrant/status.sh")
+}
+
+// Converge runs every machine's provisioning again. Vagrant does it once in a machine's life, and takes it for done when it was
+// killed or failed half way. A machine that has power and cannot be reached is an error.
+func (v *Machines) Converge(ctx context.Context) error {
+	var all errgroup.Group
+	for _, m := range v.machines {
+		all.Go(func() error {
+			out, err := v.sh(ctx, m, "", "bash /vagrant/"+m.Role+".sh 2>&1")
+			switch {
+			case errors.Is(err, errUnreachable) && v.power(ctx, m) == lab.StateOff:
+				v.report("%s is off", m.Name)
+				return nil
+			case err != nil:
+				return fmt.Errorf("provision %s: %w\n%s", m.Name, err, out)
+			}
+			lines := strings.Split(out, "\n")
+			for _, line := range lines[:len(lines)-1] {
+				v.report("%s: %s", m.Name, line)
+			}
+			v.report("%s", lines[len(lines)-1]) // which names the machine itself
+			return nil
+		})
+	}
+	return all.Wait()
 }
 
 // Operate takes all of the operator's steps that are due, saying each, and returns when everything that has power is well.

@@ -120,7 +120,7 @@ func (v *Machines) stage(m lab.Machine, all []lab.Machine, r record, bin string)
 	v.service(&t, "consul", bin)
 	switch m.Role {
 	case lab.RoleVault:
-		t.render("root/etc/vault.d/vault.hcl", "vault.hcl", provision.Vault{Address: m.Addr, MemoryLocked: true})
+		t.render("root/etc/vault.d/vault.hcl", "vault.hcl", provision.Vault{Address: m.Addr, MemoryLocked: false})
 		v.service(&t, "vault", bin)
 	case lab.RoleMySQL:
 		t.render("root/etc/mysql/todo.cnf", "my.cnf", provision.MySQL{Address: m.Addr, DataDir: "/var/lib/mysql", TmpDir: "/tmp", Socket: socket})

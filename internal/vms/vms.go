@@ -22,6 +22,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"example.com/todo/internal/lab"
 	"example.com/todo/internal/lab/wait"
@@ -69,7 +70,12 @@ func Project(from string) (string, error) {
 
 // Open looks which machines there are. It changes nothing. report is told each step of a long operation as a line.
 func Open(project string, report func(format string, args ...any)) (*Machines, error) {
-	v := &Machines{project: project, report: report}
+	var one sync.Mutex
+	v := &Machines{project: project, report: func(format string, args ...any) {
+		one.Lock()
+		defer one.Unlock()
+		report(format, args...)
+	}}
 	text, err := os.ReadFile(v.path("lab.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, nil
