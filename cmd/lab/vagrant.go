@@ -59,8 +59,8 @@ func (a *app) cut() *cobra.Command {
 	return a.onWhole(&cobra.Command{
 		Use:   "cut",
 		Short: "Take a machine's private network away",
-		Long: `Loses all that a machine sends to the others and they to it, without a word to anybody, as when a switch dies. ` + "`vagrant ssh`" + `
-goes another way and still works. It lasts until ` + "`heal`" + `, or until the machine starts again.`,
+		Long: `Loses all that a machine sends to the others and they to it, without a word to anybody, as when a switch dies. Only ssh still
+works. It lasts until ` + "`heal`" + `, or until the machine starts again.`,
 		Example: "  lab --on vagrant cut consul1\n  lab --on vagrant heal consul1",
 	}, "is cut off", (*vms.Machines).Cut)
 }

@@ -171,29 +171,38 @@ func (v *Machines) PowerOff(ctx context.Context, name string) error {
 }
 
 // Cut takes a machine's private network away: what it sends there is lost, and what is sent to it, without a word to
-// anybody, as when a switch dies. ssh goes another way and still works. It lasts until Heal, or until the machine starts again.
+// anybody, as when a switch dies. Only ssh still works, whichever way it goes. It lasts until Heal, or until the machine starts
+// again.
 func (v *Machines) Cut(ctx context.Context, name string) error {
-	return v.network(ctx, name, `-C "$@" 2>/dev/null || iptables -w -I "$@"`)
+	// Each rule is inserted below the one before, so that ssh is let through first.
+	return v.network(ctx, name, `
+rule() { n=$1 chain=$2; shift 2; iptables -w -C "$chain" "$@" 2>/dev/null || iptables -w -I "$chain" "$n" "$@"; }
+rule 1 INPUT -i "$dev" -p tcp --dport 22 -j ACCEPT
+rule 1 OUTPUT -o "$dev" -p tcp --sport 22 -j ACCEPT
+rule 2 INPUT -i "$dev" -j DROP
+rule 2 OUTPUT -o "$dev" -j DROP`)
 }
 
 // Heal gives back what Cut took.
 func (v *Machines) Heal(ctx context.Context, name string) error {
-	return v.network(ctx, name, `-D "$@" 2>/dev/null || true`)
+	return v.network(ctx, name, `
+rule() { while iptables -w -C "$@" 2>/dev/null; do iptables -w -D "$@"; done; }
+rule INPUT -i "$dev" -j DROP
+rule OUTPUT -o "$dev" -j DROP
+rule INPUT -i "$dev" -p tcp --dport 22 -j ACCEPT
+rule OUTPUT -o "$dev" -p tcp --sport 22 -j ACCEPT`)
 }
 
-// network applies an iptables command to the two rules that cut a machine off. The device is found by the machine's address,
-// because every provider names it differently.
-func (v *Machines) network(ctx context.Context, name, command string) error {
+// network runs a script with the device of the private network, which is found by the machine's address, because every provider
+// names it differently.
+func (v *Machines) network(ctx context.Context, name, script string) error {
 	m, err := v.whole(name)
 	if err != nil {
 		return err
 	}
 	_, err = v.sh(ctx, m, "", `set -e
 dev=$(ip -o -4 addr show to `+m.Addr+`/32 | awk '{print $2; exit}')
-[ -n "$dev" ] || { echo "no device has the address `+m.Addr+`" >&2; exit 1; }
-rule() { iptables -w `+command+`; }
-rule INPUT -i "$dev" -j DROP
-rule OUTPUT -o "$dev" -j DROP`)
+[ -n "$dev" ] || { echo "no device has the address `+m.Addr+`" >&2; exit 1; }`+script)
 	return err
 }
 
