@@ -31,7 +31,7 @@ const (
 // Client calls the service. It may be used by many goroutines.
 //
 // A Client sends every request once. To spread requests over instances and to send them again where that is safe, give it an
-// http.Client whose Transport does so: every request of a Client has an idempotent method or an Idempotency-Key, and a body
+// http.Client whose Transport does so: every request of a Client only reads or has an Idempotency-Key, and its body is one
 // that http.Request.GetBody returns anew. An error of such a Transport that has a method NotSent() bool is believed.
 //
 // Every method returns ErrUnavailable if nothing was done, and the writing ones ErrOutcomeUnknown if that is not certain.
@@ -156,21 +156,43 @@ func (c *Client) Get(ctx context.Context, id int64) (Todo, error) {
 	return found, err
 }
 
-// Update replaces what the todo with this id says and returns the todo as it is saved.
+// Update replaces what the todo with this id says and returns the todo as it is saved, under a new idempotency key: however often
+// the transport sends the request, it is done once, and not after anything that is written once Update has returned it.
 //
 // Errors: *InvalidError, ErrNotFound, ErrUnavailable, ErrOutcomeUnknown.
 func (c *Client) Update(ctx context.Context, id int64, draft Draft) (Todo, error) {
+	return c.UpdateWithKey(ctx, id, draft, rand.Text())
+}
+
+// UpdateWithKey is Update with a key of the caller's, who may call it again with the same key, id and draft after
+// ErrOutcomeUnknown.
+//
+// Errors: *InvalidError, ErrNotFound, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
+func (c *Client) UpdateWithKey(ctx context.Context, id int64, draft Draft, idempotencyKey string) (Todo, error) {
+	if err := ValidateKey(idempotencyKey); err != nil {
+		return Todo{}, err
+	}
 	var saved Todo
-	err := c.do(ctx, call{method: http.MethodPut, path: todoPath(id), body: draft, want: http.StatusOK, into: &saved})
+	err := c.do(ctx, call{method: http.MethodPut, path: todoPath(id), body: draft, key: idempotencyKey, want: http.StatusOK, into: &saved})
 	return saved, err
 }
 
-// Delete removes the todo with this id. If the transport sends requests again, ErrNotFound may mean that the first one removed
-// it and only its answer was lost.
+// Delete removes the todo with this id, under a new idempotency key: if only the answer is lost and the transport sends the request
+// again, it is not ErrNotFound.
 //
 // Errors: *InvalidError, ErrNotFound, ErrUnavailable, ErrOutcomeUnknown.
 func (c *Client) Delete(ctx context.Context, id int64) error {
-	return c.do(ctx, call{method: http.MethodDelete, path: todoPath(id), want: http.StatusNoContent})
+	return c.DeleteWithKey(ctx, id, rand.Text())
+}
+
+// DeleteWithKey is Delete with a key of the caller's, who may call it again with the same key and id after ErrOutcomeUnknown.
+//
+// Errors: *InvalidError, ErrNotFound, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
+func (c *Client) DeleteWithKey(ctx context.Context, id int64, idempotencyKey string) error {
+	if err := ValidateKey(idempotencyKey); err != nil {
+		return err
+	}
+	return c.do(ctx, call{method: http.MethodDelete, path: todoPath(id), key: idempotencyKey, want: http.StatusNoContent})
 }
 
 // Health returns how the instance is that answers; its Credentials are a map[string]any. An instance that says it is critical is

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,18 @@ func TestClient_TurnsAnswersBackIntoTheErrorsOfTheStore(t *testing.T) {
 	}
 	if _, err := c.CreateWithKey(ctx, Draft{"new", "b"}, ""); !errors.As(err, &invalid) || invalid.Field != idempotencyKeyHeader {
 		t.Errorf("create with an empty key: %v", err)
+	}
+	if _, err := c.UpdateWithKey(ctx, 1, Draft{"new", "b"}, "k"); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("update with a used key: %v", err)
+	}
+	if err := c.DeleteWithKey(ctx, 1, "k"); !errors.Is(err, ErrKeyReused) {
+		t.Errorf("delete with a used key: %v", err)
+	}
+	if _, err := c.UpdateWithKey(ctx, 1, Draft{"new", "b"}, ""); !errors.As(err, &invalid) || invalid.Field != idempotencyKeyHeader {
+		t.Errorf("update with an empty key: %v", err)
+	}
+	if err := c.DeleteWithKey(ctx, 1, ""); !errors.As(err, &invalid) || invalid.Field != idempotencyKeyHeader {
+		t.Errorf("delete with an empty key: %v", err)
 	}
 	var answer *AnswerError
 	if err := c.Delete(ctx, 9); !errors.As(err, &answer) || answer.StatusCode != 404 || answer.RequestID == "" || answer.Retryable ||
@@ -268,7 +281,11 @@ func TestClient_LetsATransportSendEveryRequestAgain(t *testing.T) {
 	if _, err := c.Update(t.Context(), 1, Draft{"done", "x"}); err != nil {
 		t.Errorf("update: %v", err)
 	}
-	if len(store.todos) != 3 || keys[0] == "" || keys[0] == keys[1] {
+	if err := c.Delete(t.Context(), 2); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	slices.Sort(keys)
+	if len(store.todos) != 2 || len(keys) != 4 || keys[0] == "" || len(slices.Compact(keys)) != 4 {
 		t.Errorf("todos %v, keys %q", store.todos, keys)
 	}
 }

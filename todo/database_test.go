@@ -71,17 +71,19 @@ func newMigrated(t *testing.T) (*database, *todo.Store) {
 	if err := todo.Migrate(t.Context(), d.DB, quiet()); err != nil {
 		t.Fatal(err)
 	}
-	return d, todo.NewStore(d.DB)
+	return d, todo.NewStore(d.DB, nil)
 }
 
-// as returns the database as a new user sees it, who has these privileges only: "SELECT, INSERT ON todo".
+// as returns the database as a new user sees it, who has these privileges only: "SELECT ON todo; INSERT ON x".
 func (d *database) as(t *testing.T, privileges string) (*sql.DB, string) {
 	t.Helper()
 	name := "u" + strings.ToLower(rand.Text()[:12])
-	what, table, _ := strings.Cut(privileges, " ON ")
 	must(t, d.DB, fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY 'pw'", name))
 	t.Cleanup(func() { must(t, d.DB, fmt.Sprintf("DROP USER IF EXISTS '%s'@'%%'", name)) })
-	must(t, d.DB, fmt.Sprintf("GRANT %s ON %s.%s TO '%s'@'%%'", what, d.name, table, name))
+	for privilege := range strings.SplitSeq(privileges, "; ") {
+		what, table, _ := strings.Cut(privilege, " ON ")
+		must(t, d.DB, fmt.Sprintf("GRANT %s ON %s.%s TO '%s'@'%%'", what, d.name, table, name))
+	}
 	return d.with(t, func(c *mysql.Config) { c.Net, c.Addr, c.User, c.Passwd = "tcp", d.address, name, "pw" }), name
 }
 

@@ -20,7 +20,7 @@ const (
 	codeBodyTimeout      = "body_timeout"           // 408: the body came too slowly.
 	codeBodyTooLarge     = "body_too_large"         // 413
 	codeMediaType        = "unsupported_media_type" // 415
-	codeKeyReused        = "idempotency_key_reused" // 422: the key belongs to another todo.
+	codeKeyReused        = "idempotency_key_reused" // 422: the key belongs to another request.
 	codeInternal         = "internal"               // 500: a defect of the service.
 	codeUnavailable      = "unavailable"            // 503: nothing was changed.
 	codeOutcomeUnknown   = "outcome_unknown"        // 503: the write may have happened or not.
@@ -78,7 +78,7 @@ func failureOf(err error, r *http.Request) *requestError {
 		return &requestError{status: http.StatusNotFound, code: codeNotFound, message: "there is no todo with this id"}
 	case errors.Is(err, ErrKeyReused):
 		return &requestError{status: http.StatusUnprocessableEntity, code: codeKeyReused,
-			message: "this idempotency key belongs to a todo that was created from another body", field: idempotencyKeyHeader}
+			message: "this idempotency key belongs to another request: a key is for one method, one path and one body", field: idempotencyKeyHeader}
 	case errors.Is(err, ErrOutcomeUnknown):
 		return &requestError{status: http.StatusServiceUnavailable, code: codeOutcomeUnknown, retryable: repeatable(r),
 			message: "the database was lost while it worked on this request, which may have been done or not"}

@@ -20,17 +20,40 @@ type fakeStore struct {
 	mu    sync.Mutex
 	last  int64
 	todos map[int64]Todo
-	keys  map[string]Todo
+	keys  map[string]fakeWrite
 	calls int
 	fail  func(ctx context.Context) error
 }
 
 func newFakeStore(contents ...string) *fakeStore {
-	s := &fakeStore{todos: map[int64]Todo{}, keys: map[string]Todo{}}
+	s := &fakeStore{todos: map[int64]Todo{}, keys: map[string]fakeWrite{}}
 	for _, content := range contents {
 		s.add(Draft{StatusNew, content})
 	}
 	return s
+}
+
+// fakeWrite is a write that was done with a key.
+type fakeWrite struct {
+	method string
+	id     int64
+	draft  Draft
+	answer Todo
+}
+
+// once does a write unless its key says that it is done.
+func (s *fakeStore) once(key string, w fakeWrite, do func() (Todo, error)) (Todo, error) {
+	if first, used := s.keys[key]; used && key != "" {
+		if first.method != w.method || first.id != w.id || first.draft != w.draft {
+			return Todo{}, ErrKeyReused
+		}
+		return first.answer, nil
+	}
+	var err error
+	if w.answer, err = do(); err == nil {
+		s.keys[key] = w
+	}
+	return w.answer, err
 }
 
 func (s *fakeStore) add(d Draft) Todo {
@@ -58,15 +81,7 @@ func (s *fakeStore) Create(ctx context.Context, d Draft, key string) (Todo, erro
 		return Todo{}, err
 	}
 	defer leave()
-	if first, used := s.keys[key]; used && key != "" {
-		if first.Status != d.Status || first.Content != d.Content {
-			return Todo{}, ErrKeyReused
-		}
-		return first, nil
-	}
-	t := s.add(d)
-	s.keys[key] = t
-	return t, nil
+	return s.once(key, fakeWrite{method: "POST", draft: d}, func() (Todo, error) { return s.add(d), nil })
 }
 
 func (s *fakeStore) List(ctx context.Context, after int64, limit int) ([]Todo, error) {
@@ -97,30 +112,35 @@ func (s *fakeStore) Get(ctx context.Context, id int64) (Todo, error) {
 	return t, nil
 }
 
-func (s *fakeStore) Update(ctx context.Context, id int64, d Draft) (Todo, error) {
+func (s *fakeStore) Update(ctx context.Context, id int64, d Draft, key string) (Todo, error) {
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return Todo{}, err
 	}
 	defer leave()
-	if _, there := s.todos[id]; !there {
-		return Todo{}, ErrNotFound
-	}
-	s.todos[id] = Todo{id, d.Status, d.Content}
-	return s.todos[id], nil
+	return s.once(key, fakeWrite{method: "PUT", id: id, draft: d}, func() (Todo, error) {
+		if _, there := s.todos[id]; !there {
+			return Todo{}, ErrNotFound
+		}
+		s.todos[id] = Todo{id, d.Status, d.Content}
+		return s.todos[id], nil
+	})
 }
 
-func (s *fakeStore) Delete(ctx context.Context, id int64) error {
+func (s *fakeStore) Delete(ctx context.Context, id int64, key string) error {
 	leave, err := s.enter(ctx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	if _, there := s.todos[id]; !there {
-		return ErrNotFound
-	}
-	delete(s.todos, id)
-	return nil
+	_, err = s.once(key, fakeWrite{method: "DELETE", id: id}, func() (Todo, error) {
+		if _, there := s.todos[id]; !there {
+			return Todo{}, ErrNotFound
+		}
+		delete(s.todos, id)
+		return Todo{}, nil
+	})
+	return err
 }
 
 func passing(context.Context) Health {

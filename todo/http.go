@@ -31,8 +31,8 @@ type Todos interface {
 	Create(ctx context.Context, draft Draft, idempotencyKey string) (Todo, error)
 	List(ctx context.Context, after int64, limit int) ([]Todo, error)
 	Get(ctx context.Context, id int64) (Todo, error)
-	Update(ctx context.Context, id int64, draft Draft) (Todo, error)
-	Delete(ctx context.Context, id int64) error
+	Update(ctx context.Context, id int64, draft Draft, idempotencyKey string) (Todo, error)
+	Delete(ctx context.Context, id int64, idempotencyKey string) error
 }
 
 var _ Todos = (*Store)(nil)
@@ -197,6 +197,10 @@ func (a *api) update(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	key, err := idempotencyKey(r.Header)
+	if err != nil {
+		return err
+	}
 	body, err := a.readBody(w, r)
 	if err != nil {
 		return err
@@ -207,7 +211,7 @@ func (a *api) update(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := a.deadline(r)
 	defer cancel()
-	saved, err := a.config.Store.Update(ctx, id, draft)
+	saved, err := a.config.Store.Update(ctx, id, draft, key)
 	if err != nil {
 		return err
 	}
@@ -220,9 +224,13 @@ func (a *api) delete(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	key, err := idempotencyKey(r.Header)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := a.deadline(r)
 	defer cancel()
-	if err := a.config.Store.Delete(ctx, id); err != nil {
+	if err := a.config.Store.Delete(ctx, id, key); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

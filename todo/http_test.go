@@ -100,6 +100,8 @@ func TestAPI_AnswersBadInputWithWhatWasWrong(t *testing.T) {
 		{"long key", "POST", "/todo", good, 400, "invalid", "Idempotency-Key", []string{"Idempotency-Key", long(256)}},
 		{"key not ASCII", "POST", "/todo", good, 400, "invalid", "Idempotency-Key", []string{"Idempotency-Key", "é"}},
 		{"two keys", "POST", "/todo", good, 400, "invalid", "Idempotency-Key", []string{"Idempotency-Key", "a", "Idempotency-Key", "b"}},
+		{"key not ASCII, PUT", "PUT", "/todo/1", good, 400, "invalid", "Idempotency-Key", []string{"Idempotency-Key", "é"}},
+		{"long key, DELETE", "DELETE", "/todo/1", "", 400, "invalid", "Idempotency-Key", []string{"Idempotency-Key", long(256)}},
 		{"after no number", "GET", "/todo?after=x", "", 400, "invalid", "after", nil},
 		{"after negative", "GET", "/todo?after=-1", "", 400, "invalid", "after", nil},
 		{"limit zero", "GET", "/todo?limit=0", "", 400, "invalid", "limit", nil},
@@ -224,6 +226,33 @@ func TestAPI_CreatesOncePerIdempotencyKey(t *testing.T) {
 	if len(store.todos) != 1 {
 		t.Errorf("todos %v", store.todos)
 	}
+}
+
+func TestAPI_ReplacesAndDeletesOncePerIdempotencyKey(t *testing.T) {
+	store := newFakeStore("a", "b")
+	s := newService(t, store)
+	ask := func(method, target, body, key string) *httptest.ResponseRecorder {
+		return s.ask(t, method, target, body, "Idempotency-Key", key)
+	}
+	const first, second = `{"status":"1","content":"x"}`, `{"status":"2","content":"x"}`
+	one := ask("PUT", "/todo/1", first, "p")
+	two := ask("PUT", "/todo/1", second, "q")
+	again := ask("PUT", "/todo/1", first, "p")
+	if one.Code != 200 || two.Code != 200 || again.Code != 200 || again.Body.String() != one.Body.String() || store.todos[1].Status != "2" {
+		t.Errorf("%d, %d, %d %s; saved: %v", one.Code, two.Code, again.Code, again.Body, store.todos[1])
+	}
+	for range 2 {
+		if w := ask("DELETE", "/todo/1", "", "d"); w.Code != http.StatusNoContent {
+			t.Errorf("delete: %d %s", w.Code, w.Body)
+		}
+	}
+	for _, other := range []*httptest.ResponseRecorder{
+		ask("PUT", "/todo/2", first, "p"), ask("PUT", "/todo/1", second, "p"), ask("POST", "/todo", first, "p"),
+		ask("DELETE", "/todo/1", "", "p"), ask("DELETE", "/todo/2", "", "d"),
+	} {
+		wantError(t, other, http.StatusUnprocessableEntity, codeKeyReused)
+	}
+	wantError(t, ask("DELETE", "/todo/1", "", "e"), http.StatusNotFound, codeNotFound)
 }
 
 func TestAPI_SaysWhetherAFailedRequestMayBeSentAgain(t *testing.T) {

@@ -25,7 +25,7 @@ var autoIncrement = regexp.MustCompile(` AUTO_INCREMENT=\d+`)
 func schema(t *testing.T, d *database) string {
 	t.Helper()
 	var text strings.Builder
-	for _, table := range []string{"todo", "todo_migrations"} {
+	for _, table := range []string{"todo", "todo_write", "todo_migrations"} {
 		var name, create string
 		if err := d.QueryRow("SHOW CREATE TABLE "+table).Scan(&name, &create); err != nil {
 			t.Fatal(err)
@@ -114,7 +114,7 @@ func TestMigrate_WorksUnderTheGrantsOfItsRole(t *testing.T) {
 	if err := todo.Migrate(t.Context(), db, quiet()); err != nil {
 		t.Fatal(err)
 	}
-	if err := todo.NewStore(db).Check(t.Context()); err != nil {
+	if err := todo.NewStore(db, nil).Check(t.Context()); err != nil {
 		t.Error(err)
 	}
 }

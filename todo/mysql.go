@@ -1,9 +1,7 @@
 package todo
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"database/sql/driver"
 	"errors"
@@ -15,53 +13,50 @@ import (
 // createAttempts bounds how often Create starts over when the todo that holds its key is deleted between two statements.
 const createAttempts = 3
 
-// Store keeps todos in the MySQL or MariaDB table that Migrate makes. It may be used by many goroutines.
+// The statements that write are the same with a key and without one.
+const (
+	insertTodo = "INSERT INTO todo (status, content, idempotency_key, idempotency_digest) VALUES (?, ?, ?, ?)"
+	updateTodo = "UPDATE todo SET status = ?, content = ? WHERE id = ?"
+	deleteTodo = "DELETE FROM todo WHERE id = ?"
+)
+
+// Store keeps todos in the MySQL or MariaDB tables that Migrate makes. It may be used by many goroutines.
 //
-// Every statement stands alone in autocommit mode, so that the layer below may move it to a fresh connection when it was
-// refused unexecuted (an expired credential, a connection that was already dead). The Store itself sends nothing twice.
+// A statement without an idempotency key stands alone in autocommit mode, so that the layer below may move it to a fresh connection
+// when it was refused unexecuted (an expired credential, a connection that was already dead), and the Store sends none of them twice.
+//
+// A write with a key is a transaction of its own that remembers the key: the same call again returns what the first one returned,
+// and changes nothing, whatever was written since and however late it comes. A key stands for one write: for another one it is
+// ErrKeyReused. It is remembered for KeyMemory at least, and that of a Create for as long as its todo exists. ErrNotFound is not
+// remembered, as nothing was done.
 type Store struct {
-	db *sql.DB
+	db   *sql.DB
+	inTx InTx
 }
 
 // NewStore returns a Store on db, whose database must be the one that Migrate prepared. The connections should use
-// clientFoundRows=true: without it, an Update that changes nothing costs a second statement.
-func NewStore(db *sql.DB) *Store { return &Store{db: db} }
-
-// Create stores draft as a new todo.
+// clientFoundRows=true: without it, an Update that changes nothing costs one more statement. A nil run begins and commits on db,
+// once; a pool whose transactions may have to be run again brings its own.
 //
-// With an idempotency key, the todo is created once: the same call again returns what the first one returned, even if the
-// todo has been changed since. The key lives as long as the todo does. With an empty key, every call creates a todo.
+// A COMMIT takes no context. What bounds it is the connections' own read timeout.
+func NewStore(db *sql.DB, run InTx) *Store {
+	if run == nil {
+		run = inTx(db)
+	}
+	return &Store{db, run}
+}
+
+// Create stores draft as a new todo. With an empty key, every call creates one.
 //
 // Errors: *InvalidError, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
 func (s *Store) Create(ctx context.Context, draft Draft, idempotencyKey string) (Todo, error) {
 	if err := draft.Validate(); err != nil {
 		return Todo{}, err
 	}
-	if idempotencyKey == "" {
-		return s.insert(ctx, draft, nil, nil)
+	if idempotencyKey != "" {
+		return s.createOnce(ctx, draft, idempotencyKey)
 	}
-	if err := ValidateKey(idempotencyKey); err != nil {
-		return Todo{}, err
-	}
-	key, digest := []byte(idempotencyKey), draftDigest(draft)
-	for range createAttempts {
-		created, err := s.insert(ctx, draft, key, digest)
-		if !isDuplicate(err) {
-			return created, err
-		}
-		existing, err := s.replay(ctx, draft, key, digest)
-		if !errors.Is(err, ErrNotFound) {
-			return existing, err
-		}
-	}
-	return Todo{}, fmt.Errorf("create todo: %w: its key kept appearing and vanishing", ErrUnavailable)
-}
-
-// insert leaves the key's columns NULL where key and digest are nil.
-func (s *Store) insert(ctx context.Context, draft Draft, key, digest any) (Todo, error) {
-	result, err := s.write(ctx, "create todo",
-		"INSERT INTO todo (status, content, idempotency_key, idempotency_digest) VALUES (?, ?, ?, ?)",
-		draft.Status, draft.Content, key, digest)
+	result, err := s.write(ctx, "create todo", insertTodo, draft.Status, draft.Content, nil, nil)
 	if err != nil {
 		return Todo{}, err
 	}
@@ -70,29 +65,6 @@ func (s *Store) insert(ctx context.Context, draft Draft, key, digest any) (Todo,
 		return Todo{}, fmt.Errorf("create todo: %w: %w", ErrOutcomeUnknown, err)
 	}
 	return Todo{ID: id, Status: draft.Status, Content: draft.Content}, nil
-}
-
-// replay answers a Create whose key is taken. It repeats the first answer, which is the draft under the id it got then.
-// Errors: ErrKeyReused, ErrUnavailable, and ErrNotFound if the todo has been deleted meanwhile.
-func (s *Store) replay(ctx context.Context, draft Draft, key, digest []byte) (Todo, error) {
-	var id int64
-	var first []byte
-	err := s.db.QueryRowContext(ctx, "SELECT id, idempotency_digest FROM todo WHERE idempotency_key = ?", key).Scan(&id, &first)
-	switch {
-	case errors.Is(err, sql.ErrNoRows):
-		return Todo{}, ErrNotFound
-	case err != nil:
-		return Todo{}, readError("find the todo of an idempotency key", err)
-	case !bytes.Equal(first, digest):
-		return Todo{}, ErrKeyReused
-	}
-	return Todo{ID: id, Status: draft.Status, Content: draft.Content}, nil
-}
-
-// draftDigest tells drafts apart. The length in front keeps ("a", "bc") and ("ab", "c") different.
-func draftDigest(draft Draft) []byte {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d:%s%s", len(draft.Status), draft.Status, draft.Content))
-	return sum[:]
 }
 
 // List returns up to limit todos with ids above after, in the order of their ids; fewer than limit mean that these are the
@@ -137,12 +109,15 @@ func (s *Store) Get(ctx context.Context, id int64) (Todo, error) {
 
 // Update replaces what the todo with this id says and returns the todo as it is saved.
 //
-// Errors: *InvalidError, ErrNotFound, ErrUnavailable, ErrOutcomeUnknown.
-func (s *Store) Update(ctx context.Context, id int64, draft Draft) (Todo, error) {
+// Errors: *InvalidError, ErrNotFound, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
+func (s *Store) Update(ctx context.Context, id int64, draft Draft, idempotencyKey string) (Todo, error) {
 	if err := draft.Validate(); err != nil {
 		return Todo{}, err
 	}
-	result, err := s.write(ctx, "update todo", "UPDATE todo SET status = ?, content = ? WHERE id = ?", draft.Status, draft.Content, id)
+	if idempotencyKey != "" {
+		return s.updateOnce(ctx, id, draft, idempotencyKey)
+	}
+	result, err := s.write(ctx, "update todo", updateTodo, draft.Status, draft.Content, id)
 	if err != nil {
 		return Todo{}, err
 	}
@@ -159,10 +134,13 @@ func (s *Store) Update(ctx context.Context, id int64, draft Draft) (Todo, error)
 
 // Delete removes the todo with this id.
 //
-// Errors: ErrNotFound, ErrUnavailable, ErrOutcomeUnknown. After ErrOutcomeUnknown, a second Delete that returns
-// ErrNotFound has what it wanted.
-func (s *Store) Delete(ctx context.Context, id int64) error {
-	result, err := s.write(ctx, "delete todo", "DELETE FROM todo WHERE id = ?", id)
+// Errors: *InvalidError, ErrNotFound, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown. After ErrOutcomeUnknown without a key, a
+// second Delete that returns ErrNotFound has what it wanted.
+func (s *Store) Delete(ctx context.Context, id int64, idempotencyKey string) error {
+	if idempotencyKey != "" {
+		return s.deleteOnce(ctx, id, idempotencyKey)
+	}
+	result, err := s.write(ctx, "delete todo", deleteTodo, id)
 	if err != nil {
 		return err
 	}
@@ -176,14 +154,14 @@ func (s *Store) Delete(ctx context.Context, id int64) error {
 	return nil
 }
 
-// Check reads from the table, as the other methods do. A ping would not do: it succeeds on a connection whose user has
+// Check reads from both tables, as the other methods do. A ping would not do: it succeeds on a connection whose user has
 // lost every privilege, and on a database that was never migrated.
 //
 // Errors: ErrUnavailable.
 func (s *Store) Check(ctx context.Context) error {
-	var id sql.NullInt64
-	err := s.db.QueryRowContext(ctx,
-		"SELECT MAX(id) FROM todo WHERE id = 0 AND status = '' AND content = '' AND idempotency_key = '' AND idempotency_digest = ''").Scan(&id)
+	var rows int
+	err := s.db.QueryRowContext(ctx, `SELECT COUNT(*) FROM todo LEFT JOIN todo_write ON todo_write.idempotency_key = '' AND todo_id = 0 AND digest = ''
+		WHERE id = 0 AND status = '' AND content = '' AND todo.idempotency_key = '' AND idempotency_digest = ''`).Scan(&rows)
 	if err != nil {
 		return readError("check the table", err)
 	}
@@ -239,6 +217,7 @@ const (
 	erServerShutdown    = 1053
 	erDuplicateEntry    = 1062
 	erErrorDuringCommit = 1180
+	erDeadlock          = 1213
 	erQueryInterrupted  = 1317
 	erConnectionKilled  = 1927 // MariaDB
 	erStatementTimeout  = 1969 // MariaDB
@@ -262,10 +241,14 @@ func mayHaveRun(err error) bool {
 	case erServerShutdown, erErrorDuringCommit, erQueryInterrupted, erConnectionKilled, erStatementTimeout:
 		return true // A kill may arrive between the commit and its answer, and be reported instead of the success.
 	}
-	return false // Any other error of an autocommit statement is its refusal.
+	return false // Any other error of an autocommit statement, or of a COMMIT, is its refusal.
 }
 
-func isDuplicate(err error) bool {
+func isDuplicate(err error) bool { return isRefusal(err, erDuplicateEntry) }
+
+func isDeadlock(err error) bool { return isRefusal(err, erDeadlock) }
+
+func isRefusal(err error, number uint16) bool {
 	var refused *mysql.MySQLError
-	return errors.As(err, &refused) && refused.Number == erDuplicateEntry
+	return errors.As(err, &refused) && refused.Number == number
 }

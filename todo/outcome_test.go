@@ -14,10 +14,11 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// fakeDriver is a database that fails in one way: exec answers every statement, dial every connection.
+// fakeDriver is a database that fails in one way: exec answers every statement, dial every connection, commit every COMMIT.
 type fakeDriver struct {
-	dial func(context.Context) error
-	exec func(context.Context) (driver.Result, error)
+	dial   func(context.Context) error
+	exec   func(context.Context) (driver.Result, error)
+	commit func() error
 }
 
 func (d *fakeDriver) Connect(ctx context.Context) (driver.Conn, error) {
@@ -36,6 +37,7 @@ type fakeConn struct{ driver *fakeDriver }
 var (
 	_ driver.ExecerContext  = (*fakeConn)(nil)
 	_ driver.QueryerContext = (*fakeConn)(nil)
+	_ driver.ConnBeginTx    = (*fakeConn)(nil)
 )
 
 func (c *fakeConn) ExecContext(ctx context.Context, _ string, _ []driver.NamedValue) (driver.Result, error) {
@@ -48,21 +50,24 @@ func (c *fakeConn) QueryContext(ctx context.Context, _ string, _ []driver.NamedV
 }
 
 func (*fakeConn) Prepare(string) (driver.Stmt, error) { return nil, errors.New("not prepared here") }
-func (*fakeConn) Begin() (driver.Tx, error) {
-	return nil, errors.New("the store begins no transaction")
+func (*fakeConn) Begin() (driver.Tx, error)           { return nil, errors.New("not begun like this") }
+func (*fakeConn) Close() error                        { return nil }
+
+func (c *fakeConn) BeginTx(context.Context, driver.TxOptions) (driver.Tx, error) {
+	return fakeTx{c.driver}, nil
 }
-func (*fakeConn) Close() error { return nil }
+
+type fakeTx struct{ driver *fakeDriver }
+
+func (t fakeTx) Commit() error { return t.driver.commit() }
+func (fakeTx) Rollback() error { return nil }
 
 // writes are the three writing methods.
-func writes(s *Store) map[string]func(context.Context) error {
+func writes(s *Store, key string) map[string]func(context.Context) error {
 	return map[string]func(context.Context) error{
-		"create": func(ctx context.Context) error { _, err := s.Create(ctx, Draft{"new", "x"}, ""); return err },
-		"create with a key": func(ctx context.Context) error {
-			_, err := s.Create(ctx, Draft{"new", "x"}, "k")
-			return err
-		},
-		"update": func(ctx context.Context) error { _, err := s.Update(ctx, 1, Draft{"new", "x"}); return err },
-		"delete": func(ctx context.Context) error { return s.Delete(ctx, 1) },
+		"create": func(ctx context.Context) error { _, err := s.Create(ctx, Draft{"new", "x"}, key); return err },
+		"update": func(ctx context.Context) error { _, err := s.Update(ctx, 1, Draft{"new", "x"}, key); return err },
+		"delete": func(ctx context.Context) error { return s.Delete(ctx, 1, key) },
 	}
 }
 
@@ -110,13 +115,74 @@ func TestStore_SaysOfEveryFailureWhetherAWriteMayHaveHappened(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			db := sql.OpenDB(&test.fault)
 			defer db.Close()
-			for what, write := range writes(NewStore(db)) {
+			s := NewStore(db, nil)
+			for what, write := range writes(s, "") {
 				wantOnly(t, what, write(t.Context()), test.write)
 			}
-			for what, read := range reads(NewStore(db)) {
+			for what, write := range writes(s, "k") { // Nothing is committed.
+				wantOnly(t, what+" with a key", write(t.Context()), ErrUnavailable)
+			}
+			for what, read := range reads(s) {
 				wantOnly(t, what, read(t.Context()), ErrUnavailable)
 			}
 		})
+	}
+}
+
+func TestStore_SaysOfEveryFailedCommitWhetherTheWriteMayHaveHappened(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		err  error
+		want error
+	}{
+		{"success", nil, nil},
+		{"dead connection", driver.ErrBadConn, ErrUnavailable},
+		{"connection lost", mysql.ErrInvalidConn, ErrOutcomeUnknown},
+		{"nonsense received", mysql.ErrMalformPkt, ErrOutcomeUnknown},
+		{"error during commit", &mysql.MySQLError{Number: 1180}, ErrOutcomeUnknown},
+		{"killed", &mysql.MySQLError{Number: 1927}, ErrOutcomeUnknown},
+		{"read only", &mysql.MySQLError{Number: 1290}, ErrUnavailable},
+		{"deadlock for ever", &mysql.MySQLError{Number: 1213}, ErrUnavailable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			fault := fakeDriver{
+				exec:   func(context.Context) (driver.Result, error) { return fakeResult{}, nil },
+				commit: func() error { return test.err },
+			}
+			db := sql.OpenDB(&fault)
+			defer db.Close()
+			for what, write := range writes(NewStore(db, nil), "k") {
+				wantOnly(t, what, write(t.Context()), test.want)
+			}
+		})
+	}
+}
+
+type fakeResult struct{}
+
+func (fakeResult) LastInsertId() (int64, error) { return 1, nil }
+func (fakeResult) RowsAffected() (int64, error) { return 1, nil }
+
+// TestStore_RunsATransactionAgainThatTheServerEnded meets deadlocks at any statement: nothing was done, so nobody need hear of it.
+func TestStore_RunsATransactionAgainThatTheServerEnded(t *testing.T) {
+	for deadlocks := range onceAttempts {
+		left := deadlocks
+		meet := func() error {
+			if left--; left >= 0 {
+				return &mysql.MySQLError{Number: erDeadlock}
+			}
+			return nil
+		}
+		fault := fakeDriver{
+			exec:   func(context.Context) (driver.Result, error) { return fakeResult{}, meet() },
+			commit: meet,
+		}
+		db := sql.OpenDB(&fault)
+		defer db.Close()
+		for what, write := range writes(NewStore(db, nil), "k") {
+			left = deadlocks
+			wantOnly(t, what, write(t.Context()), nil)
+		}
 	}
 }
 
@@ -140,7 +206,7 @@ func TestStore_KnowsThatAWriteWhichTimedOutInTheQueueWasNotSent(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer busy.Close()
-		for what, write := range writes(NewStore(db)) {
+		for what, write := range writes(NewStore(db, nil), "") {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			err := write(ctx)
 			cancel()
@@ -157,7 +223,7 @@ func TestStore_LeavesTheOutcomeOpenOfAWriteThatTimedOutInTheDatabase(t *testing.
 		fault := fakeDriver{exec: func(ctx context.Context) (driver.Result, error) { <-ctx.Done(); return nil, ctx.Err() }}
 		db := sql.OpenDB(&fault)
 		defer db.Close()
-		for what, write := range writes(NewStore(db)) {
+		for what, write := range writes(NewStore(db, nil), "") {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			err := write(ctx)
 			cancel()
@@ -170,7 +236,7 @@ func TestStore_IsNotCalledWithWhatItMayNotStore(t *testing.T) {
 	fault := fakeDriver{dial: func(context.Context) error { t.Error("the database was called"); return io.EOF }}
 	db := sql.OpenDB(&fault)
 	defer db.Close()
-	s := NewStore(db)
+	s := NewStore(db, nil)
 	var invalid *InvalidError
 	if _, err := s.Create(t.Context(), Draft{"new", ""}, ""); !errors.As(err, &invalid) {
 		t.Errorf("create: %v", err)
@@ -178,7 +244,13 @@ func TestStore_IsNotCalledWithWhatItMayNotStore(t *testing.T) {
 	if _, err := s.Create(t.Context(), Draft{"new", "x"}, "é"); !errors.As(err, &invalid) {
 		t.Errorf("create: %v", err)
 	}
-	if _, err := s.Update(t.Context(), 1, Draft{"", "x"}); !errors.As(err, &invalid) {
+	if _, err := s.Update(t.Context(), 1, Draft{"", "x"}, ""); !errors.As(err, &invalid) {
 		t.Errorf("update: %v", err)
+	}
+	if _, err := s.Update(t.Context(), 1, Draft{"new", "x"}, "é"); !errors.As(err, &invalid) {
+		t.Errorf("update: %v", err)
+	}
+	if err := s.Delete(t.Context(), 1, "é"); !errors.As(err, &invalid) {
+		t.Errorf("delete: %v", err)
 	}
 }

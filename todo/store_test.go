@@ -18,12 +18,12 @@ import (
 )
 
 // grants are what the role of `todo serve` has, and no more.
-const grants = "SELECT, INSERT, UPDATE, DELETE ON todo"
+const grants = "SELECT, INSERT, UPDATE, DELETE ON todo; SELECT, INSERT, DELETE ON todo_write"
 
 func TestStore_KeepsTodosUnderTheGrantsOfItsRole(t *testing.T) {
 	d, _ := newMigrated(t)
 	db, _ := d.as(t, grants)
-	s := todo.NewStore(db)
+	s := todo.NewStore(db, nil)
 	ctx := t.Context()
 
 	if err := s.Check(ctx); err != nil {
@@ -43,7 +43,7 @@ func TestStore_KeepsTodosUnderTheGrantsOfItsRole(t *testing.T) {
 	if found, err := s.Get(ctx, first.ID); err != nil || found != first {
 		t.Errorf("get: %v, %v", found, err)
 	}
-	saved, err := s.Update(ctx, first.ID, todo.Draft{Status: "done", Content: "b"})
+	saved, err := s.Update(ctx, first.ID, todo.Draft{Status: "done", Content: "b"}, "")
 	if err != nil || saved != (todo.Todo{ID: first.ID, Status: "done", Content: "b"}) {
 		t.Errorf("update: %v, %v", saved, err)
 	}
@@ -53,16 +53,16 @@ func TestStore_KeepsTodosUnderTheGrantsOfItsRole(t *testing.T) {
 	if page, err := s.List(ctx, first.ID, 1); err != nil || !reflect.DeepEqual(page, []todo.Todo{second}) {
 		t.Errorf("second page: %v, %v", page, err)
 	}
-	if err := s.Delete(ctx, first.ID); err != nil {
+	if err := s.Delete(ctx, first.ID, ""); err != nil {
 		t.Errorf("delete: %v", err)
 	}
-	if err := s.Delete(ctx, first.ID); !errors.Is(err, todo.ErrNotFound) {
+	if err := s.Delete(ctx, first.ID, ""); !errors.Is(err, todo.ErrNotFound) {
 		t.Errorf("delete again: %v", err)
 	}
 	if _, err := s.Get(ctx, first.ID); !errors.Is(err, todo.ErrNotFound) {
 		t.Errorf("get what is gone: %v", err)
 	}
-	if _, err := s.Update(ctx, first.ID, todo.Draft{Status: "x", Content: "y"}); !errors.Is(err, todo.ErrNotFound) {
+	if _, err := s.Update(ctx, first.ID, todo.Draft{Status: "x", Content: "y"}, ""); !errors.Is(err, todo.ErrNotFound) {
 		t.Errorf("update what is gone: %v", err)
 	}
 }
@@ -70,16 +70,16 @@ func TestStore_KeepsTodosUnderTheGrantsOfItsRole(t *testing.T) {
 func TestStore_TellsUnchangedFromUnknown(t *testing.T) {
 	d, _ := newMigrated(t)
 	for _, foundRows := range []bool{true, false} {
-		s := todo.NewStore(d.with(t, func(c *mysql.Config) { c.ClientFoundRows = foundRows }))
+		s := todo.NewStore(d.with(t, func(c *mysql.Config) { c.ClientFoundRows = foundRows }), nil)
 		draft := todo.Draft{Status: "new", Content: "same"}
 		created, err := s.Create(t.Context(), draft, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if saved, err := s.Update(t.Context(), created.ID, draft); err != nil || saved != created {
+		if saved, err := s.Update(t.Context(), created.ID, draft, ""); err != nil || saved != created {
 			t.Errorf("clientFoundRows=%v: unchanged: %v, %v", foundRows, saved, err)
 		}
-		if _, err := s.Update(t.Context(), created.ID+1000, draft); !errors.Is(err, todo.ErrNotFound) {
+		if _, err := s.Update(t.Context(), created.ID+1000, draft, ""); !errors.Is(err, todo.ErrNotFound) {
 			t.Errorf("clientFoundRows=%v: unknown: %v", foundRows, err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestStore_TellsUnchangedFromUnknown(t *testing.T) {
 func TestStore_ReturnsEveryTextAsItWasGiven(t *testing.T) {
 	d, _ := newMigrated(t)
 	for _, interpolate := range []bool{true, false} {
-		s := todo.NewStore(d.with(t, func(c *mysql.Config) { c.InterpolateParams = interpolate }))
+		s := todo.NewStore(d.with(t, func(c *mysql.Config) { c.InterpolateParams = interpolate }), nil)
 		for _, text := range []string{
 			"x", "日本語 🙂 é e\u0301", `'; DROP TABLE todo; -- \' " ? %s`, "line\nbreak\ttab\x00nul", " spaces around ", "\u00a0\u200b!", "\uFFFD",
 			strings.Repeat("🙂", todo.MaxContentLength),
@@ -139,7 +139,7 @@ func TestStore_CreatesOncePerKey(t *testing.T) {
 			t.Errorf("key %.20q: %v, %v", key, another, err)
 		}
 	}
-	if _, err := s.Update(ctx, first.ID, todo.Draft{Status: "done", Content: "changed since"}); err != nil {
+	if _, err := s.Update(ctx, first.ID, todo.Draft{Status: "done", Content: "changed since"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	if again, err := s.Create(ctx, draft, "key"); err != nil || again != first {
@@ -148,11 +148,14 @@ func TestStore_CreatesOncePerKey(t *testing.T) {
 	if now, err := s.Get(ctx, first.ID); err != nil || now.Content != "changed since" {
 		t.Errorf("the update was undone: %v, %v", now, err)
 	}
-	if err := s.Delete(ctx, first.ID); err != nil {
+	if err := s.Delete(ctx, first.ID, ""); err != nil {
 		t.Fatal(err)
 	}
-	if fresh, err := s.Create(ctx, draft, "key"); err != nil || fresh.ID == first.ID {
-		t.Errorf("after the deletion: %v, %v", fresh, err)
+	if again, err := s.Create(ctx, draft, "key"); err != nil || again != first {
+		t.Errorf("again after the deletion: %v, %v; want the first answer %v", again, err, first)
+	}
+	if _, err := s.Get(ctx, first.ID); !errors.Is(err, todo.ErrNotFound) {
+		t.Errorf("the deletion was undone: %v", err)
 	}
 }
 
@@ -211,7 +214,7 @@ func TestStore_ListsEveryTodoOnceThatExistsThroughout(t *testing.T) {
 		if len(page) < 7 {
 			break
 		}
-		if err := s.Delete(t.Context(), goes[turn]); err != nil {
+		if err := s.Delete(t.Context(), goes[turn], ""); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := s.Create(t.Context(), todo.Draft{Status: "new", Content: "meanwhile"}, ""); err != nil {
@@ -228,7 +231,7 @@ func TestStore_ListsEveryTodoOnceThatExistsThroughout(t *testing.T) {
 func TestCheck_SeesWhatAPingDoesNot(t *testing.T) {
 	d, _ := newMigrated(t)
 	db, user := d.as(t, grants)
-	s := todo.NewStore(db)
+	s := todo.NewStore(db, nil)
 	if err := s.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -240,8 +243,14 @@ func TestCheck_SeesWhatAPingDoesNot(t *testing.T) {
 		t.Errorf("check without the privilege: %v", err)
 	}
 
+	must(t, d.DB, fmt.Sprintf("GRANT SELECT ON %s.todo TO '%s'@'%%'", d.name, user))
+	must(t, d.DB, fmt.Sprintf("REVOKE SELECT ON %s.todo_write FROM '%s'@'%%'", d.name, user))
+	if err := s.Check(t.Context()); !errors.Is(err, todo.ErrUnavailable) {
+		t.Errorf("check without the privilege on keys: %v", err)
+	}
+
 	empty := newDatabase(t)
-	if err := todo.NewStore(empty.DB).Check(t.Context()); !errors.Is(err, todo.ErrUnavailable) {
+	if err := todo.NewStore(empty.DB, nil).Check(t.Context()); !errors.Is(err, todo.ErrUnavailable) {
 		t.Errorf("check without a table: %v", err)
 	}
 	statements, err := todo.MigrationStatements()
@@ -251,7 +260,7 @@ func TestCheck_SeesWhatAPingDoesNot(t *testing.T) {
 	for _, statement := range statements[0] {
 		must(t, empty.DB, statement)
 	}
-	if err := todo.NewStore(empty.DB).Check(t.Context()); !errors.Is(err, todo.ErrUnavailable) {
+	if err := todo.NewStore(empty.DB, nil).Check(t.Context()); !errors.Is(err, todo.ErrUnavailable) {
 		t.Errorf("check on half a schema: %v", err)
 	}
 }
@@ -264,7 +273,7 @@ func TestStore_LeavesTheOutcomeOpenOfAWriteThatIsCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	db, user := d.as(t, grants)
-	s := todo.NewStore(db)
+	s := todo.NewStore(db, nil)
 	for name, cut := range map[string]func(context.CancelFunc){
 		"connection killed": func(context.CancelFunc) {
 			must(t, d.DB, fmt.Sprint("KILL ", scalar[int](t, d.DB, "SELECT id FROM information_schema.processlist WHERE user = ? AND info LIKE 'UPDATE%'", user)))
@@ -275,7 +284,7 @@ func TestStore_LeavesTheOutcomeOpenOfAWriteThatIsCutOff(t *testing.T) {
 		ctx, end := context.WithCancel(t.Context())
 		outcome := make(chan error, 1)
 		go func() {
-			_, err := s.Update(ctx, created.ID, todo.Draft{Status: "done", Content: "y"})
+			_, err := s.Update(ctx, created.ID, todo.Draft{Status: "done", Content: "y"}, "")
 			outcome <- err
 		}()
 		eventually(t, func() bool {
@@ -333,7 +342,7 @@ func TestStore_WorksForManyAtOnce(t *testing.T) {
 				if err != nil || found != created {
 					t.Errorf("%v, %v", found, err)
 				}
-				if err := s.Delete(t.Context(), created.ID); err != nil {
+				if err := s.Delete(t.Context(), created.ID, ""); err != nil {
 					t.Error(err)
 				}
 			}

@@ -1,11 +1,12 @@
-// Package todo is a todo list kept in one MySQL table and served over HTTP.
+// Package todo is a todo list kept in a MySQL database and served over HTTP.
 //
 // What it guarantees:
 //
-//   - A write is one autocommit statement: it happened or it did not, and no request leaves half of one behind.
+//   - A write is one statement or one transaction: it happened or it did not, and no request leaves half of one behind.
 //   - Every error says whether the write may have happened. [ErrUnavailable] means that it did not; only
 //     [ErrOutcomeUnknown] leaves it open.
-//   - A Create with an idempotency key happens once, however often it is sent.
+//   - A write with an idempotency key happens once, however often it is sent, and never after a write that was sent when it had been
+//     answered. A key is remembered for [KeyMemory] at least.
 //   - Whatever a client sends is answered with JSON that says what was wrong, never with a status of 500.
 //
 // [Store] keeps todos, [Migrate] prepares its schema, [NewHandler] serves it, [NewServer] guards it against slow
@@ -50,16 +51,16 @@ var (
 	// ErrNotFound says that there is no todo with this id.
 	ErrNotFound = errors.New("no such todo")
 
-	// ErrKeyReused says that the idempotency key belongs to a todo that was created from another draft.
-	ErrKeyReused = errors.New("idempotency key was used for another todo")
+	// ErrKeyReused says that the idempotency key belongs to another write: of another kind, of another todo, or with another draft.
+	ErrKeyReused = errors.New("idempotency key was used for another write")
 
 	// ErrUnavailable says that the database could not be asked, or refused. Nothing was changed: the same call may be
 	// made again.
 	ErrUnavailable = errors.New("todos are unavailable")
 
-	// ErrOutcomeUnknown says that a write was handed over and its answer never came: it may have happened or not. An
-	// Update, a Delete, or a Create with an idempotency key may be made again; a Create without one may not, because
-	// it could happen twice.
+	// ErrOutcomeUnknown says that a write was handed over and its answer never came: it may have happened or not, or happen
+	// yet. With the same idempotency key it may be made again. Without one, an Update or a Delete may be made again by whoever
+	// is sure that nothing else was written meanwhile, and a Create may not, because it could happen twice.
 	ErrOutcomeUnknown = errors.New("outcome of the write is unknown")
 )
 

@@ -34,6 +34,7 @@ type config struct {
 
 	dbAddr, dbService, dbName string
 	dbConns                   int
+	dbPatience                time.Duration // for one answer; not a setting, and 0 for migrations, whose statements take their time
 
 	checkInterval, leaveDelay, drainTimeout, revokeTimeout time.Duration
 }

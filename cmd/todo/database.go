@@ -57,6 +57,7 @@ func openDatabase(cfg config, registry *registry, logger *slog.Logger) (*databas
 	template.ParseTime = true
 	template.ClientFoundRows = true   // an UPDATE that changes nothing has still found its row
 	template.InterpolateParams = true // one round trip for a statement, not three
+	template.ReadTimeout = cfg.dbPatience
 	template.Logger = driverLog{logger}
 	d.creds, err = creds.New(creds.Config{
 		Vault:         vaultAddr,
@@ -133,6 +134,11 @@ func (d *database) begin(ctx context.Context) {
 		d.tasks = append(d.tasks, begin(ctx, "watch "+w.Service(), w.Run))
 	}
 	d.keeper = begin(ctx, "keep credentials", d.creds.Run)
+}
+
+// inTx runs a transaction again that met the end of its credentials.
+func (d *database) inTx(ctx context.Context, opts *sql.TxOptions, fn func(*sql.Tx) error) error {
+	return creds.InTx(ctx, d.pool, opts, fn)
 }
 
 // failed gets an error if the credentials' keeper ends before it should; a watch only ends when told to.

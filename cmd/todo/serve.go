@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"strconv"
@@ -17,8 +18,14 @@ import (
 	"example.com/todo/todo"
 )
 
-// leaveTimeout bounds telling Consul that we go: a failed deregistration does not hold the exit.
-const leaveTimeout = 2 * time.Second
+const (
+	// leaveTimeout bounds telling Consul that we go: a failed deregistration does not hold the exit.
+	leaveTimeout = 2 * time.Second
+	// dbPatience bounds what a statement takes whose caller sets no bound, and a COMMIT, which takes none. Requests give up before.
+	dbPatience = 6 * time.Second
+	// forgetEvery is how often, on average, an instance looks for idempotency keys to forget.
+	forgetEvery = time.Minute
+)
 
 // serve runs one instance until ctx ends, and then leaves in this order: out of the catalogue, requests, pool,
 // credentials, and last the lookups that all of these use.
@@ -30,11 +37,13 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 	defer listener.Close() //nolint:errcheck // closed before by the server, except when something below fails
 
 	registry := newRegistry()
+	cfg.dbPatience = dbPatience
 	d, err := openDatabase(cfg, registry, logger)
 	if err != nil {
 		return err
 	}
-	handler, err := newHandler(cfg, d, registry, logger)
+	store := todo.NewStore(d.pool, d.inTx)
+	handler, err := newHandler(cfg, d, store, registry, logger)
 	if err != nil {
 		return err
 	}
@@ -48,6 +57,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 	d.begin(ctx)
 	http := begin(ctx, "serve http", func(context.Context) error { return server.Serve(listener) })
 	catalogue := begin(ctx, "stay registered", registration.Run)
+	forgetting := begin(ctx, "forget idempotency keys", func(ctx context.Context) error { return forgetKeys(ctx, store, logger) })
 	logger.Info("serving", "address", listener.Addr().String(), "version", version)
 
 	var trouble error
@@ -56,12 +66,14 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) error {
 		logger.Info("leaving", "drain_timeout", cfg.drainTimeout.String())
 	case trouble = <-http.failed:
 	case trouble = <-catalogue.failed:
+	case trouble = <-forgetting.failed:
 	case trouble = <-d.failed():
 	}
 	bye.begun.Store(true)
 	leave(ctx, cfg, catalogue, registration, logger)
 	drain(ctx, cfg, server, logger)
 	http.end()
+	forgetting.end()
 	d.end(logger)
 	logger.Info("left")
 	return trouble
@@ -105,8 +117,7 @@ func drain(ctx context.Context, cfg config, server *http.Server, logger *slog.Lo
 }
 
 // newHandler puts the service's HTTP interface on the database.
-func newHandler(cfg config, d *database, registry *registry, logger *slog.Logger) (http.Handler, error) {
-	store := todo.NewStore(d.pool)
+func newHandler(cfg config, d *database, store *todo.Store, registry *registry, logger *slog.Logger) (http.Handler, error) {
 	table, err := todo.NewTableCheck(todo.TableCheckConfig{Query: store.Check, Timeout: time.Second})
 	if err != nil {
 		return nil, err
@@ -135,6 +146,28 @@ func judge(table todo.TableHealth, credentials creds.Status) (todo.HealthStatus,
 		return todo.HealthWarning, fmt.Sprintf("credentials are %s: %s", credentials.State, credentials.LastError)
 	}
 	return todo.HealthPassing, ""
+}
+
+// forgetKeys deletes idempotency keys that are too old, at times of its own, so that instances started together do not all do it at once.
+func forgetKeys(ctx context.Context, store *todo.Store, logger *slog.Logger) error {
+	for {
+		wait := time.NewTimer(forgetEvery/2 + rand.N(forgetEvery))
+		select {
+		case <-wait.C:
+		case <-ctx.Done():
+			wait.Stop()
+			return nil
+		}
+		for more := true; more && ctx.Err() == nil; {
+			var err error
+			bounded, cancel := context.WithTimeout(ctx, dbPatience)
+			more, err = store.Forget(bounded)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				logger.Warn("old idempotency keys are still there", "error", err)
+			}
+		}
+	}
 }
 
 // newRegistration describes this instance to Consul.

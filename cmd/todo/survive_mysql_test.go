@@ -30,12 +30,12 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 	var swapped time.Time
 	tr.during(t, "move", func() {
 		began := time.Now()
-		makeTable(t, from, to)
+		makeTables(t, from, to)
 		copyUsers(t, from, to, "vault")
 		pointVault(t, l, addr)
 		copyUsers(t, from, to, "v-approle-todo-%")
 		execute(t, from, "SET GLOBAL read_only = ON") // waits for the writes that have begun
-		unlock := copyTable(t, from, to)
+		unlock := copyTables(t, from, to)
 		announce(t, l, addr)
 		swapped = time.Now()
 		eventually(t, time.Second, "new connections go to the new server", func() bool {
@@ -174,33 +174,40 @@ func fillPools(t *testing.T, l *lab.Lab, root *sql.DB) {
 	waiting.Wait()
 }
 
-// makeTable makes the same empty table at the new server.
-func makeTable(t *testing.T, from, to *sql.DB) {
+// tables are what the instances may use.
+var tables = []string{"todo.todo", "todo.todo_write"}
+
+// makeTables makes the same tables at the new server, without rows.
+func makeTables(t *testing.T, from, to *sql.DB) {
 	t.Helper()
-	for _, show := range []string{"DATABASE todo", "TABLE todo.todo"} {
-		_, create := query(t, from, "SHOW CREATE "+show)
-		execute(t, to, strings.Replace(str(create[0][1]), "CREATE TABLE `todo`", "CREATE TABLE todo.todo", 1))
+	_, create := query(t, from, "SHOW CREATE DATABASE todo")
+	execute(t, to, str(create[0][1]))
+	for _, table := range tables {
+		_, create := query(t, from, "SHOW CREATE TABLE "+table)
+		execute(t, to, strings.Replace(str(create[0][1]), "CREATE TABLE `", "CREATE TABLE todo.`", 1))
 	}
 }
 
-// copyTable copies the todos while nobody else can use it: from here on the old server answers no question about todos,
+// copyTables copies the rows while nobody else can use them: from here on the old server answers no question about todos,
 // so none can get an answer that is out of date. Unlocking lets those who wait go on.
-func copyTable(t *testing.T, from, to *sql.DB) (unlock func()) {
+func copyTables(t *testing.T, from, to *sql.DB) (unlock func()) {
 	t.Helper()
 	session, err := from.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = session.Close() })
-	execute(t, session, "LOCK TABLES todo.todo WRITE")
-	columns, rows := query(t, session, "SELECT * FROM todo.todo")
-	insert := "INSERT INTO todo.todo (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	execute(t, session, "LOCK TABLES "+strings.Join(tables, " WRITE, ")+" WRITE")
 	tx, err := to.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, row := range rows {
-		execute(t, tx, insert, row...)
+	for _, table := range tables {
+		columns, rows := query(t, session, "SELECT * FROM "+table)
+		insert := "INSERT INTO " + table + " (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
+		for _, row := range rows {
+			execute(t, tx, insert, row...)
+		}
 	}
 	if err := tx.Commit(); err != nil {
 		t.Fatal(err)

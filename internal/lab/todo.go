@@ -89,8 +89,7 @@ func (l *Lab) mint(ctx context.Context, o *operator.Operator, m Machine) error {
 	return u.fail(operator.WriteFile(u.file(secretIDFile), []byte(reveal(id.SecretID)+"\n")))
 }
 
-// migrated refuses an instance while its table is missing: each lease that Vault then made would fail half way, and leave an
-// account behind that nobody drops.
+// migrated refuses an instance while the newest table is missing: until then Vault leases it nothing.
 func (l *Lab) migrated(ctx context.Context) error {
 	db, err := l.MySQL()
 	if err != nil {
@@ -98,12 +97,12 @@ func (l *Lab) migrated(ctx context.Context) error {
 	}
 	defer db.Close()
 	var tables int
-	err = db.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'todo' AND table_name = 'todo'").Scan(&tables)
+	err = db.QueryRowContext(ctx, "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'todo' AND table_name = 'todo_write'").Scan(&tables)
 	switch {
 	case err != nil:
-		return fmt.Errorf("look for the todo table: %w", err)
+		return fmt.Errorf("look for the tables: %w", err)
 	case tables == 0:
-		return errors.New("the database has no todo table: the step `lab migrate` comes first")
+		return errors.New("the database lacks tables: the step `lab migrate` comes first")
 	}
 	return nil
 }

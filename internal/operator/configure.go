@@ -4,13 +4,14 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 
 	vault "github.com/hashicorp/vault/api"
 )
 
 // The names by which the todo service knows what the operator made.
 const (
-	RoleTodo    = "todo"         // selects, inserts, updates and deletes in the one table
+	RoleTodo    = "todo"         // reads and writes todos and the keys of writes
 	RoleMigrate = "todo-migrate" // may change the schema; held by a migration only
 
 	mount      = "database"
@@ -39,7 +40,7 @@ func (o *Operator) Configure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	configured, err := o.configured(ctx, c)
+	completed, err := o.completed(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -49,7 +50,7 @@ func (o *Operator) Configure(ctx context.Context) error {
 	}{
 		{"mount the database engine", o.mountDatabase},
 		{"connect vault to the database", func(ctx context.Context, c *vault.Client) error {
-			return o.connectDatabase(ctx, c, configured)
+			return o.connectDatabase(ctx, c, completed)
 		}},
 		{"write the database roles", o.writeDatabaseRoles},
 		{"write the policies", o.writePolicies},
@@ -65,16 +66,30 @@ func (o *Operator) Configure(ctx context.Context) error {
 	return nil
 }
 
-// Configured reports whether Configure was once completed.
+// Configured reports whether Configure was once completed, and by a version that grants what this one does.
 func (o *Operator) Configured(ctx context.Context) (bool, error) {
 	c, err := o.Client(ctx)
 	if err != nil {
 		return false, err
 	}
-	return o.configured(ctx, c)
+	completed, err := o.completed(ctx, c)
+	if err != nil || !completed {
+		return false, err
+	}
+	role, err := c.Logical().ReadWithContext(ctx, mount+"/roles/"+RoleTodo)
+	if err != nil || role == nil {
+		return false, err
+	}
+	var granted []string
+	statements, _ := role.Data["creation_statements"].([]any)
+	for _, s := range statements {
+		granted = append(granted, fmt.Sprint(s))
+	}
+	return slices.Equal(granted, creationOfTodo()), nil
 }
 
-func (o *Operator) configured(ctx context.Context, c *vault.Client) (bool, error) {
+// completed reports whether Configure was once completed, by whatever version.
+func (o *Operator) completed(ctx context.Context, c *vault.Client) (bool, error) {
 	role, err := c.Logical().ReadWithContext(ctx, "auth/approle/role/"+RoleTodo)
 	if err != nil {
 		return false, fmt.Errorf("read the AppRole of the todos: %w", err)
@@ -93,7 +108,7 @@ func (o *Operator) mountDatabase(ctx context.Context, c *vault.Client) error {
 }
 
 // connectDatabase gives Vault an account of its own in the database, with a password that only Vault knows.
-func (o *Operator) connectDatabase(ctx context.Context, c *vault.Client, configured bool) error {
+func (o *Operator) connectDatabase(ctx context.Context, c *vault.Client, completed bool) error {
 	if err := o.config.SQL(ctx, "CREATE DATABASE IF NOT EXISTS todo CHARACTER SET utf8mb4 COLLATE utf8mb4_unicode_ci"); err != nil {
 		return err
 	}
@@ -104,7 +119,7 @@ func (o *Operator) connectDatabase(ctx context.Context, c *vault.Client, configu
 		"username":          admin,
 		"verify_connection": true,
 	}
-	if configured {
+	if completed {
 		// Vault keeps the password it has and proves that it is let in with it. If it is not (the database was made
 		// anew), it gets another one.
 		if _, err := c.Logical().WriteWithContext(ctx, mount+"/config/"+connection, settings); err == nil {
@@ -135,21 +150,34 @@ func adminStatements(password string) []string {
 	}
 }
 
+const createUser = "CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}'"
+
+// creationOfTodo makes an account for an instance. The first statement fails while the newest table is missing, before there is
+// an account: a GRANT that failed would leave one behind that nobody drops.
+//
+// Grants are per table because the sessions of a dropped account then end too; with grants per database they would go on.
+func creationOfTodo() []string {
+	return []string{
+		"DO (SELECT COUNT(*) FROM todo.todo_write WHERE idempotency_key = '')",
+		createUser,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON todo.todo TO '{{name}}'@'%'",
+		"GRANT SELECT, INSERT, DELETE ON todo.todo_write TO '{{name}}'@'%'",
+	}
+}
+
 func (o *Operator) writeDatabaseRoles(ctx context.Context, c *vault.Client) error {
-	user := "CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}'"
 	// Vault's own revocation is two statements of which the second fails when replayed. One that cannot fail twice
-	// leaves no lease behind that nobody can revoke. Grants are per table because the sessions of a dropped account
-	// then end too; with grants per database they would go on.
+	// leaves no lease behind that nobody can revoke.
 	revoke := []string{"DROP USER IF EXISTS '{{name}}'@'%'"}
 	t := o.config.Times
 	roles := map[string]map[string]any{
 		RoleTodo: {
-			"creation_statements": []string{user, "GRANT SELECT, INSERT, UPDATE, DELETE ON todo.todo TO '{{name}}'@'%'"},
+			"creation_statements": creationOfTodo(),
 			"default_ttl":         seconds(t.Lease),
 			"max_ttl":             seconds(t.LeaseMax),
 		},
 		RoleMigrate: {
-			"creation_statements": []string{user, "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES ON todo.* TO '{{name}}'@'%'"},
+			"creation_statements": []string{createUser, "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES ON todo.* TO '{{name}}'@'%'"},
 			"default_ttl":         seconds(migrationTTL),
 			"max_ttl":             seconds(migrationTTL),
 		},

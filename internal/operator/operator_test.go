@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -276,15 +277,75 @@ func TestConfigure_SaysWhenTheDatabaseCannotBeReached(t *testing.T) {
 func TestRoles_MayDoWhatTheyNeedAndNoMore(t *testing.T) {
 	l := shared.Lab(t)
 	table(t, l)
-	for role, want := range map[string]string{
-		operator.RoleTodo:    "GRANT SELECT, INSERT, UPDATE, DELETE ON `todo`.`todo` TO",
-		operator.RoleMigrate: "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, REFERENCES, INDEX, ALTER ON `todo`.* TO",
+	for role, want := range map[string][]string{
+		operator.RoleTodo: {
+			"GRANT SELECT, INSERT, UPDATE, DELETE ON `todo`.`todo` TO",
+			"GRANT SELECT, INSERT, DELETE ON `todo`.`todo_write` TO",
+		},
+		operator.RoleMigrate: {"GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, REFERENCES, INDEX, ALTER ON `todo`.* TO"},
 	} {
 		grants := grantsOf(t, l, lease(t, l, role))
-		if len(grants) != 2 || !strings.Contains(grants[0], "GRANT USAGE ON *.*") || !strings.HasPrefix(grants[1], want) || strings.Contains(grants[1], "GRANT OPTION") {
+		want = append([]string{"GRANT USAGE ON *.* TO"}, want...)
+		slices.Sort(grants)
+		slices.SortFunc(want, strings.Compare)
+		same := slices.EqualFunc(grants, want, func(grant, want string) bool {
+			return strings.HasPrefix(grant, want) && !strings.Contains(grant, "GRANT OPTION")
+		})
+		if !same {
 			t.Errorf("%s has %q, want only %q", role, grants, want)
 		}
 	}
+}
+
+// TestConfigure_NoticesTheGrantsOfAnOlderVersion is what happens to a lab that goes on with a new version of the project.
+func TestConfigure_NoticesTheGrantsOfAnOlderVersion(t *testing.T) {
+	l := shared.Lab(t)
+	o := operatorOf(t, l)
+	_, err := root(t, l).Logical().Write("database/roles/"+operator.RoleTodo, map[string]any{
+		"db_name":             "mysql",
+		"creation_statements": []string{"CREATE USER '{{name}}'@'%' IDENTIFIED BY '{{password}}'", "GRANT SELECT ON todo.todo TO '{{name}}'@'%'"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done, err := o.Configured(t.Context()); err != nil || done {
+		t.Errorf("configured: %v, %v", done, err)
+	}
+	if err := o.Configure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := o.Configured(t.Context()); err != nil || !done {
+		t.Errorf("configured: %v, %v", done, err)
+	}
+}
+
+func TestRoles_LeaveNoAccountBehindWhileATableIsMissing(t *testing.T) {
+	l := shared.Lab(t)
+	table(t, l)
+	execute(t, l, "DROP TABLE todo.todo_write")
+	before := accounts(t, l)
+	if _, err := root(t, l).Logical().Read("database/creds/" + operator.RoleTodo); err == nil {
+		t.Error("an instance got an account without a table to work with")
+	}
+	if after := accounts(t, l); after != before {
+		t.Errorf("%d accounts, %d before", after, before)
+	}
+	table(t, l)
+	lease(t, l, operator.RoleTodo)
+}
+
+// accounts counts those of the database that Vault has made.
+func accounts(t *testing.T, l *lab.Lab) (n int) {
+	t.Helper()
+	db, err := l.MySQL()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRowContext(t.Context(), "SELECT COUNT(*) FROM mysql.user WHERE user LIKE 'v-%'").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func TestIdentity_LeasesItsOwnRoleOnly(t *testing.T) {
@@ -431,10 +492,11 @@ func execute(t *testing.T, l *lab.Lab, statements ...string) {
 	}
 }
 
-// table makes the table that the todos' role is granted, as a migration does.
+// table makes the tables that the todos' role is granted, as a migration does.
 func table(t *testing.T, l *lab.Lab) {
 	t.Helper()
-	execute(t, l, "CREATE TABLE IF NOT EXISTS todo.todo (id BIGINT PRIMARY KEY)")
+	execute(t, l, "CREATE TABLE IF NOT EXISTS todo.todo (id BIGINT PRIMARY KEY)",
+		"CREATE TABLE IF NOT EXISTS todo.todo_write (idempotency_key VARBINARY(255) PRIMARY KEY)")
 }
 
 // lease leases an account of a role as root and returns its name.

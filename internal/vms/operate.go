@@ -178,12 +178,12 @@ exec setpriv --reuid todo --regid todo --clear-groups /usr/local/bin/todo migrat
 
 // mint gives a todo machine an identity of its own, and nothing that another machine could use.
 func (v *Machines) mint(ctx context.Context, o *operator.Operator, m lab.Machine) error {
-	out, err := v.sh(ctx, v.role(lab.RoleMySQL)[0], "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'todo' AND table_name = 'todo'", "mysql -BN")
+	out, err := v.sh(ctx, v.role(lab.RoleMySQL)[0], "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = 'todo' AND table_name = 'todo_write'", "mysql -BN")
 	if err != nil {
-		return fmt.Errorf("look for the todo table: %w", err)
+		return fmt.Errorf("look for the tables: %w", err)
 	}
 	if out == "0" {
-		return errors.New("the database has no todo table: the step `lab --on vagrant migrate` comes first")
+		return errors.New("the database lacks tables: the step `lab --on vagrant migrate` comes first")
 	}
 	id, err := o.Mint(ctx, m.Name)
 	if err != nil {
@@ -227,7 +227,7 @@ func (v *Machines) Converge(ctx context.Context) error {
 		all.Go(func() error {
 			out, err := v.sh(ctx, m, "", "bash /vagrant/"+m.Role+".sh 2>&1")
 			switch {
-			case errors.Is(err, errUnreachable) && v.isOff(ctx, m):
+			case errors.Is(err, errUnreachable) && v.power(ctx, m) == lab.StateOff:
 				v.report("%s is off", m.Name)
 				return nil
 			case err != nil:
@@ -308,7 +308,7 @@ func (v *Machines) openVault(ctx context.Context, o *operator.Operator) error {
 // expected reports whether the Vaults that do not answer are off, so that waiting for them is in vain.
 func (v *Machines) expected(ctx context.Context, vaults, there []lab.Machine) bool {
 	for _, m := range vaults {
-		if !slices.Contains(there, m) && !v.isOff(ctx, m) {
+		if !slices.Contains(there, m) && v.power(ctx, m) != lab.StateOff {
 			return false
 		}
 	}
@@ -339,7 +339,7 @@ func (v *Machines) configure(ctx context.Context, o *operator.Operator) error {
 func (v *Machines) admit(ctx context.Context, o *operator.Operator) error {
 	for _, m := range v.role(lab.RoleTodo) {
 		secret, err := v.sh(ctx, m, "", "cat "+secretIDFile+" 2>/dev/null || true")
-		if errors.Is(err, errUnreachable) && v.isOff(ctx, m) {
+		if errors.Is(err, errUnreachable) && v.power(ctx, m) == lab.StateOff {
 			v.report("%s is off", m.Name)
 			continue
 		}
