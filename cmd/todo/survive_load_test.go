@@ -39,8 +39,8 @@ type traffic struct {
 	work    sync.WaitGroup
 	workers []*worker
 
-	reads, writes, unknown, resent, overtaken, failed atomic.Int64
-	slowest                                           atomic.Int64 // nanoseconds
+	reads, writes, unknown, resent, failed atomic.Int64
+	slowest                                atomic.Int64 // nanoseconds
 
 	mu      sync.Mutex
 	entries []*entry
@@ -53,9 +53,6 @@ type entry struct {
 	may     []string // what its status may be: more than one after an update whose outcome is unknown
 	unsure  bool     // there may be no such todo: the outcome of its creation or deletion is unknown
 	gone    bool     // its deletion was acknowledged
-	// late are statuses that were sent again. The first try of a dead instance may still wait at the database, and be done after
-	// what the client sent next: doing the same twice is harmless only while nothing else is done in between.
-	late []string
 }
 
 // clients are those of a traffic besides the ones that look the service up and send again what may be sent again.
@@ -171,18 +168,13 @@ func (tr *traffic) settleIn(t *testing.T, root *sql.DB) {
 		case len(rows) > 1:
 			twice++
 		case len(rows) == 1 && (e.gone || !slices.Contains(e.may, rows[0])):
-			if slices.Contains(e.late, rows[0]) {
-				tr.overtaken.Add(1)
-				t.Logf("%q came once more, with status %s", e.content, rows[0])
-				continue
-			}
 			wrong++
 		case len(rows) == 0 && !e.gone && !e.unsure:
 			lost++
 		}
 	}
-	t.Logf("%d reads and %d writes acknowledged, %d sent again, %d of these done once more after later ones, %d of unknown outcome, %d failed; slowest %v",
-		tr.reads.Load(), tr.writes.Load(), tr.resent.Load(), tr.overtaken.Load(), tr.unknown.Load(), tr.failed.Load(),
+	t.Logf("%d reads and %d writes acknowledged, %d sent again, %d of unknown outcome, %d failed; slowest %v",
+		tr.reads.Load(), tr.writes.Load(), tr.resent.Load(), tr.unknown.Load(), tr.failed.Load(),
 		time.Duration(tr.slowest.Load()).Round(time.Millisecond))
 	if lost+twice+wrong+len(table) > 0 {
 		t.Errorf("of %d todos %d are lost, %d there twice, %d not as they were left; %d are nobody's", len(tr.entries), lost, twice, wrong, len(table))
@@ -227,7 +219,7 @@ func (w *worker) loop(ctx context.Context) {
 	limit := rate.NewLimiter(pace, 1)
 	for limit.Wait(ctx) == nil {
 		o := &operation{began: time.Now()}
-		w.act(context.WithValue(context.WithoutCancel(ctx), operationKey{}, o), o)
+		w.act(context.WithValue(context.WithoutCancel(ctx), operationKey{}, o))
 		took := int64(time.Since(o.began))
 		for s := w.slowest.Load(); took > s && !w.slowest.CompareAndSwap(s, took); s = w.slowest.Load() {
 		}
@@ -238,9 +230,9 @@ func (w *worker) loop(ctx context.Context) {
 }
 
 // act does one operation.
-func (w *worker) act(ctx context.Context, o *operation) {
+func (w *worker) act(ctx context.Context) {
 	if len(w.own) == 0 {
-		w.create(ctx, o)
+		w.create(ctx)
 		return
 	}
 	n := rand.IntN(len(w.own))
@@ -250,24 +242,21 @@ func (w *worker) act(ctx context.Context, o *operation) {
 	case chance < 10:
 		w.get(ctx, w.own[n])
 	case chance < 15:
-		w.update(ctx, o, w.own[n])
+		w.update(ctx, w.own[n])
 	case chance < 20-2*len(w.own)/ownTodos:
-		w.create(ctx, o)
+		w.create(ctx)
 	default:
-		w.delete(ctx, o, n)
+		w.delete(ctx, n)
 	}
 }
 
-func (w *worker) create(ctx context.Context, o *operation) {
+func (w *worker) create(ctx context.Context) {
 	w.made++
 	e := &entry{content: fmt.Sprintf("%s %s %d", w.run, w.name, w.made), may: []string{todo.StatusNew}}
 	w.mu.Lock()
 	w.entries = append(w.entries, e)
 	w.mu.Unlock()
 	made, err := w.client.Create(ctx, todo.Draft{Status: todo.StatusNew, Content: e.content})
-	if o.resent.Load() {
-		e.late = append(e.late, todo.StatusNew)
-	}
 	switch w.sort("create", err, &w.writes) {
 	case acknowledged:
 		e.id = made.ID
@@ -301,12 +290,9 @@ func (w *worker) list(ctx context.Context) {
 	}
 }
 
-func (w *worker) update(ctx context.Context, o *operation, e *entry) {
+func (w *worker) update(ctx context.Context, e *entry) {
 	status := fmt.Sprintf("%08x", rand.Uint32())
 	_, err := w.client.Update(ctx, e.id, todo.Draft{Status: status, Content: e.content})
-	if o.resent.Load() {
-		e.late = append(e.late, status)
-	}
 	switch w.sort("update", err, &w.writes) {
 	case acknowledged:
 		e.may = []string{status}
@@ -315,12 +301,9 @@ func (w *worker) update(ctx context.Context, o *operation, e *entry) {
 	}
 }
 
-func (w *worker) delete(ctx context.Context, o *operation, n int) {
+func (w *worker) delete(ctx context.Context, n int) {
 	e := w.own[n]
 	err := w.client.Delete(ctx, e.id)
-	if errors.Is(err, todo.ErrNotFound) && o.resent.Load() {
-		err = nil // the first time it was sent had deleted it, and only the answer was lost
-	}
 	switch w.sort("delete", err, &w.writes) {
 	case acknowledged:
 		e.gone = true
@@ -365,20 +348,9 @@ func (w *worker) fail(format string, args ...any) {
 
 // compare holds what was read against what was promised.
 func (w *worker) compare(e *entry, found todo.Todo) {
-	switch {
-	case found.Content == e.content && slices.Contains(e.may, found.Status):
-	case found.Content == e.content && slices.Contains(e.late, found.Status):
-		w.overtake(e, found.Status)
-	default:
+	if found.Content != e.content || !slices.Contains(e.may, found.Status) {
 		w.fail("%s: todo %d is %+v, want %q with a status of %v", w.name, e.id, found, e.content, e.may)
 	}
-}
-
-// overtake takes note of a write that was done once more after later ones.
-func (w *worker) overtake(e *entry, status string) {
-	w.overtaken.Add(1)
-	w.t.Logf("%s: status %s of todo %d, which was sent again, came after %v", w.name, status, e.id, e.may)
-	e.may = append(e.may, status)
 }
 
 // operation is what is known of an operation besides its outcome.
