@@ -59,7 +59,7 @@ machines: build ## what the virtual machines install: their programs and configu
 
 .PHONY: deps
 deps: database tools ## everything that comes over the network; after this all other targets work without one
-	@scripts/need shellcheck
+	@scripts/need shellcheck ruby
 	@echo "fetching the Go modules of the product and of the linters"
 # `go mod tidy` asks for exactly what building, testing and tidying need; `go mod download` would fetch more.
 	@go mod tidy -diff >/dev/null 2>&1 || go mod download
@@ -69,6 +69,10 @@ deps: database tools ## everything that comes over the network; after this all o
 test: database tools ## every test, unit and integration, on real servers, with the race detector
 	$(warn_race)
 	go test $(RACE) -timeout 15m -run '$(RUN)' $(ARGS) $(PKG)
+
+.PHONY: test-vagrant
+test-vagrant: go ## the same system on machines, on LXC: up, tour, a kill, a cut, a power cut, destroyed again; needs Debian and root or sudo
+	@scripts/test-vagrant
 
 .PHONY: test-short
 test-short: go ## the tests that start no server
@@ -84,8 +88,8 @@ bench: database tools ## benchmarks
 	go test -run '^$$' -bench '$(or $(RUN),.)' -benchmem -timeout 30m $(ARGS) $(PKG)
 
 .PHONY: lint
-lint: go ## gofmt, go vet, staticcheck, shellcheck, govulncheck, tidiness, import rules
-	@scripts/need shellcheck
+lint: go ## gofmt, go vet, staticcheck, shellcheck, ruby -wc, govulncheck, tidiness, import rules
+	@scripts/need shellcheck ruby
 	@scripts/lint
 
 .PHONY: rename

@@ -85,7 +85,7 @@ become_root() {
   local name pass=()
   [ "$(id -u)" != 0 ] || return 0
   may_be_root || die "this needs root: run it as root, or as a user who may use sudo without a password"
-  for name in $PASS; do
+  for name in ${PASS:-}; do
     [ -z "${!name+set}" ] || pass+=("$name=${!name}")
   done
   as_root env "${pass[@]}" "$BASH" "$0" "$@" || exit $?
@@ -99,7 +99,7 @@ newer_or_same() { printf '%s\n%s\n' "$2" "$1" | sort -V -C; }
 debian_packages() {
   local purpose=$1 name missing=()
   shift
-  have apt-get && have dpkg-query || die "$purpose works on Debian and its kin; here the equivalents of these packages are missing or unknown: $*"
+  { have apt-get && have dpkg-query; } || die "$purpose works on Debian and its kin; here the equivalents of these packages are missing or unknown: $*"
   for name in "$@"; do
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
   done

@@ -227,7 +227,7 @@ func (v *Machines) Converge(ctx context.Context) error {
 		all.Go(func() error {
 			out, err := v.sh(ctx, m, "", "bash /vagrant/"+m.Role+".sh 2>&1")
 			switch {
-			case errors.Is(err, errUnreachable) && v.power(ctx, m) == lab.StateOff:
+			case errors.Is(err, errUnreachable) && v.isOff(ctx, m):
 				v.report("%s is off", m.Name)
 				return nil
 			case err != nil:
@@ -308,7 +308,7 @@ func (v *Machines) openVault(ctx context.Context, o *operator.Operator) error {
 // expected reports whether the Vaults that do not answer are off, so that waiting for them is in vain.
 func (v *Machines) expected(ctx context.Context, vaults, there []lab.Machine) bool {
 	for _, m := range vaults {
-		if !slices.Contains(there, m) && v.power(ctx, m) != lab.StateOff {
+		if !slices.Contains(there, m) && !v.isOff(ctx, m) {
 			return false
 		}
 	}
@@ -339,7 +339,7 @@ func (v *Machines) configure(ctx context.Context, o *operator.Operator) error {
 func (v *Machines) admit(ctx context.Context, o *operator.Operator) error {
 	for _, m := range v.role(lab.RoleTodo) {
 		secret, err := v.sh(ctx, m, "", "cat "+secretIDFile+" 2>/dev/null || true")
-		if errors.Is(err, errUnreachable) && v.power(ctx, m) == lab.StateOff {
+		if errors.Is(err, errUnreachable) && v.isOff(ctx, m) {
 			v.report("%s is off", m.Name)
 			continue
 		}

@@ -98,6 +98,14 @@ func (v *Machines) sshConfig(ctx context.Context, m lab.Machine, renew bool) (pa
 	return path, string(kept) != text, operator.WriteFile(path, []byte(text))
 }
 
+// forget drops what is known of the way to a machine, so that Vagrant is asked the next time.
+func (v *Machines) forget(m lab.Machine) error {
+	if err := os.Remove(v.path("ssh", m.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // vagrant runs the program itself, in the project.
 func (v *Machines) vagrant(ctx context.Context, args ...string) (string, error) {
 	var out, complaint bytes.Buffer

@@ -9,8 +9,9 @@ import (
 	"example.com/todo/internal/lab"
 )
 
-// lookWithin bounds the look at a machine's units.
-const lookWithin = 8 * time.Second
+// lookWithin bounds the look at the machines' units. It is more than ssh takes to give up on a machine, and Vagrant to say whether
+// it has power.
+const lookWithin = 12 * time.Second
 
 // Status asks every machine and Consul, and every machine's systemd.
 func (v *Machines) Status(ctx context.Context) (lab.Board, error) {
@@ -32,34 +33,67 @@ func (v *Machines) states(ctx context.Context) map[string]string {
 		all    sync.WaitGroup
 		mu     sync.Mutex
 		states = map[string]string{}
+		silent []lab.Machine
 	)
 	for _, m := range v.machines {
 		all.Go(func() {
-			state, err := v.sh(ctx, m, "", onUnit(m.Role, `state "$1"`))
-			if err != nil {
-				state = v.power(ctx, m)
-			}
+			state, err := v.shKept(ctx, m, onUnit(m.Role, `state "$1"`))
 			mu.Lock()
 			defer mu.Unlock()
 			states[m.Name] = state
+			if err != nil {
+				silent = append(silent, m)
+			}
 		})
 	}
 	all.Wait()
+	off := v.off(ctx, silent)
+	for _, m := range silent {
+		if off[m.Name] {
+			states[m.Name] = lab.StateOff
+		} else if err := v.forget(m); err != nil { // its address may have changed
+			v.report("%v", err)
+		}
+	}
 	return states
 }
 
-// power is what Vagrant says about a machine that ssh does not reach.
-func (v *Machines) power(ctx context.Context, m lab.Machine) string {
-	out, err := v.vagrant(ctx, "status", "--machine-readable", m.Name)
+// shKept is sh for a look that can be done without: it goes by what is known of the machine's address, and does not ask anew.
+func (v *Machines) shKept(ctx context.Context, m lab.Machine, script string) (string, error) {
+	config, _, err := v.sshConfig(ctx, m, false)
 	if err != nil {
-		return ""
+		return "", err
+	}
+	var out strings.Builder
+	err = ssh(ctx, config, m, &out, "", script)
+	return strings.TrimSpace(out.String()), err
+}
+
+// off asks Vagrant, which takes seconds, which of some machines have no power.
+func (v *Machines) off(ctx context.Context, machines []lab.Machine) map[string]bool {
+	off := map[string]bool{}
+	if len(machines) == 0 {
+		return off
+	}
+	args := []string{"status", "--machine-readable"}
+	for _, m := range machines {
+		args = append(args, m.Name)
+	}
+	out, err := v.vagrant(ctx, args...)
+	if err != nil {
+		return off
 	}
 	for line := range strings.Lines(out) {
 		// time,machine,state,running
 		f := strings.Split(strings.TrimSpace(line), ",")
-		if len(f) == 4 && f[1] == m.Name && f[2] == "state" && f[3] != "running" {
-			return lab.StateOff
+		if len(f) == 4 && f[2] == "state" && f[3] != "running" {
+			off[f[1]] = true
 		}
 	}
-	return ""
+	return off
+}
+
+// isOff asks Vagrant whether one machine has no power.
+func (v *Machines) isOff(ctx context.Context, m lab.Machine) bool {
+	return v.off(ctx, []lab.Machine{m})[m.Name]
 }
