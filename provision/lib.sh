@@ -73,6 +73,12 @@ install_file() {
   changed "$2 changed"
 }
 
+# text TO: the same for the text on the standard input.
+text() {
+  cat >"$pending/text"
+  install_file "$pending/text" "$1"
+}
+
 # link FROM TO: make FROM a symbolic link to TO.
 link() {
   [ "$(readlink "$1")" != "$2" ] || return 0
@@ -172,6 +178,35 @@ agent() {
   user consul
   link /etc/resolv.conf ../run/systemd/resolve/stub-resolv.conf
   service systemd-resolved.service
+  nameservers_of_dhclient
   service consul.service
   started consul.service
+}
+
+# nameservers_of_dhclient: networkd tells the resolver which nameservers came with an address. dhclient, which some boxes have in its
+# place, would write them over the resolver's own resolv.conf, and the resolver would know of none.
+nameservers_of_dhclient() {
+  local lease interface servers
+  [ -d /etc/dhcp/dhclient-enter-hooks.d ] || return 0
+  text /etc/dhcp/dhclient-enter-hooks.d/resolved <<'END'
+make_resolv_conf() {
+  if [ -n "$new_domain_name_servers" ]; then resolvectl dns "$interface" $new_domain_name_servers; fi
+}
+END
+  text /etc/systemd/system/networking.service.d/resolved.conf <<'END'
+# When an address comes, the resolver has to listen.
+[Unit]
+Wants=systemd-resolved.service
+After=systemd-resolved.service dbus.service
+END
+  for lease in /var/lib/dhcp/dhclient.*.leases; do
+    [ -e "$lease" ] || continue
+    interface=$(sed -n -E 's/^ *interface "(.*)";$/\1/p' "$lease" | tail -n 1)
+    servers=$(sed -n -E 's/^ *option domain-name-servers (.*);$/\1/p' "$lease" | tail -n 1 | tr ',' ' ')
+    if [ -n "$servers" ] && [ -z "$(resolvectl dns "$interface" | cut -d : -f 2-)" ]; then
+      # shellcheck disable=SC2086 # they are several.
+      resolvectl dns "$interface" $servers
+      changed "nameservers of $interface handed over"
+    fi
+  done
 }
