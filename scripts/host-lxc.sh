@@ -29,6 +29,7 @@ lxc_down() {
   rules_down
   private_down "${net:-$NET}"
   management_down
+  locks_down
   restore_both
   say "this host is as it was; the packages stay"
 }
@@ -82,8 +83,14 @@ management_down() {
     lxc_net_stop
   fi
   rm -f /var/lib/misc/dnsmasq.$management.leases
-  rmdir /run/lxc 2>/dev/null || true
   ! is_up $management || die "$management is still there"
+}
+
+# locks_down removes the locks that lxc's tools make for every machine they look at. Without any that runs, nobody holds one.
+locks_down() {
+  if is_up $management || { have lxc-ls && [ -n "$(lxc-ls --running)" ]; }; then return; fi
+  rm -rf /run/lxc/lock
+  rmdir /run/lxc 2>/dev/null || true
 }
 
 # lxc_net_stop stops what is there of lxc-net. It kills by a number in a file, which must be its own server's.
