@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
+
 	"example.com/todo/discovery"
 	"example.com/todo/internal/labtest"
 )
@@ -28,7 +30,7 @@ func TestReal(t *testing.T) {
 	}{
 		{"a service is found while it is healthy and no longer", testFound},
 		{"registering again does not touch a service's health", testNoFlap},
-		{"fifty instances resolve whole over DNS alone", testDNS},
+		{"five and fifty instances resolve whole over DNS alone, though a datagram is cut", testDNS},
 		{"maintenance takes a service out and back", testMaintenance},
 		{"watches of many services cost one idle connection each", testManyWatches},
 		{"an agent that was killed and lost its state is survived", testAgentLost},
@@ -126,7 +128,44 @@ func testDNS(t *testing.T, s *site) {
 				t.Errorf("found as %+v", got)
 			}
 		}
+		if cut := overUDP(t, s.Addr(agentMachine)+":8600", "crowd.service.consul."); cut == 0 || cut > n {
+			t.Errorf("a datagram holds %d of %d instances: nothing is cut, and nothing is proven", cut, n+1)
+		}
 	}
+}
+
+// overUDP counts the instances in one plain datagram's answer.
+func overUDP(t *testing.T, server, name string) int {
+	t.Helper()
+	question := dnsmessage.Message{
+		Header:    dnsmessage.Header{ID: 7},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeSRV, Class: dnsmessage.ClassINET}},
+	}
+	query, err := question.Pack()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("udp", server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	buffer := make([]byte, 64<<10)
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(query); err != nil {
+		t.Fatal(err)
+	}
+	size, err := conn.Read(buffer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answer dnsmessage.Message
+	if err := answer.Unpack(buffer[:size]); err != nil {
+		t.Fatal(err)
+	}
+	return len(answer.Answers)
 }
 
 func testMaintenance(t *testing.T, s *site) {

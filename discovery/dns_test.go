@@ -102,14 +102,17 @@ func fakeDNS(t *testing.T, tcp, udp func(query []byte) [][]byte) *resolver {
 	return &resolver{server: l.Addr().String(), domain: "consul"}
 }
 
-func TestResolver_ReadsFiftyInstancesWholeFromOneQuestion(t *testing.T) {
-	r := fakeDNS(t, func(q []byte) [][]byte { return [][]byte{srvAnswer(t, q, 50, nil)} }, func(q []byte) [][]byte {
-		t.Error("asked over UDP, where Consul cuts without saying so")
-		return nil
-	})
-	all, err := r.service(t.Context(), "todo")
-	if err != nil || len(all) != 50 || all[1].Addr != "10.0.0.10:80" && all[1].Addr != "10.0.0.1:80" || all[0].Node == "" {
-		t.Errorf("got %d instances, %v: %v", len(all), err, all)
+func TestResolver_ReadsAllInstancesWholeFromOneQuestion(t *testing.T) {
+	for _, n := range []int{5, 50} {
+		questions := 0
+		r := fakeDNS(t, func(q []byte) [][]byte { questions++; return [][]byte{srvAnswer(t, q, n, nil)} }, func(q []byte) [][]byte {
+			t.Error("asked over UDP, where Consul cuts without saying so")
+			return nil
+		})
+		all, err := r.service(t.Context(), "todo")
+		if err != nil || len(all) != n || questions != 1 || all[1].Addr != "10.0.0.10:80" && all[1].Addr != "10.0.0.1:80" || all[0].Node == "" {
+			t.Errorf("got %d instances of %d from %d questions, %v: %v", len(all), n, questions, err, all)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -208,6 +209,41 @@ func TestRegistration_WaitsForAnAgentAndComesBackWithIt(t *testing.T) {
 	if !f.has("todo-1") {
 		t.Error("the end of Run deregistered the service")
 	}
+}
+
+// TestRegistration_TriesAgainEverLaterButNeverMuchLater lets an agent be away for an hour: when it returns, so does the service, soon.
+func TestRegistration_TriesAgainEverLaterButNeverMuchLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		// Nobody listens at port 1, so each try ends at once, in no time of the test's clock.
+		r, err := NewRegistration(Config{Agent: "127.0.0.1:1"}, Service{Name: "todo", ID: "todo-1", Address: "10.0.0.1", Port: 80})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		var tries []time.Time
+		watching := make(chan struct{})
+		go func() {
+			defer close(watching)
+			for ctx.Err() == nil {
+				if at := r.Status().LastErrorAt; !at.IsZero() && (len(tries) == 0 || !at.Equal(tries[len(tries)-1])) {
+					tries = append(tries, at)
+				}
+				time.Sleep(firstRetry / 10)
+			}
+		}()
+		if err := r.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		<-watching
+		first, longest := tries[1].Sub(tries[0]), time.Duration(0)
+		for n := range tries[1:] {
+			longest = max(longest, tries[n+1].Sub(tries[n]))
+		}
+		if first > firstRetry || longest > verifyEvery || longest < verifyEvery*3/4 {
+			t.Errorf("%d tries in an hour, the second after %v, the longest pause %v; want at most %v and about %v", len(tries), first, longest, firstRetry, verifyEvery)
+		}
+	})
 }
 
 func TestRegistration_LeavesAndStaysAway(t *testing.T) {
