@@ -49,6 +49,13 @@ func TestClient_SpeaksTheWholeAPI(t *testing.T) {
 	if err := c.Delete(ctx, 1); err != nil {
 		t.Errorf("delete: %v", err)
 	}
+	if created, err := c.Create(ctx, Draft{Content: "no status"}); err != nil || created.Status != StatusNew {
+		t.Errorf("create without a status: %v, %v", created, err)
+	}
+	var invalid *InvalidError
+	if _, err := c.Update(ctx, 2, Draft{Content: "no status"}); !errors.As(err, &invalid) || invalid.Field != "status" {
+		t.Errorf("update without a status: %v", err)
+	}
 	if h, err := c.Health(ctx); err != nil || h.Status != HealthPassing || h.Instance != "todo0" || !h.Table.OK {
 		t.Errorf("health: %v, %v", h, err)
 	}

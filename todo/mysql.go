@@ -50,6 +50,9 @@ func NewStore(db *sql.DB, run InTx) *Store {
 //
 // Errors: *InvalidError, ErrKeyReused, ErrUnavailable, ErrOutcomeUnknown.
 func (s *Store) Create(ctx context.Context, draft Draft, idempotencyKey string) (Todo, error) {
+	if draft.Status == "" {
+		draft.Status = StatusNew
+	}
 	if err := draft.Validate(); err != nil {
 		return Todo{}, err
 	}

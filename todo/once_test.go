@@ -145,6 +145,9 @@ func TestStore_AnswersAKeyOfAnOlderVersion(t *testing.T) {
 	if again, err := s.Create(t.Context(), draft, "k"); err != nil || again != made {
 		t.Errorf("again: %v, %v", again, err)
 	}
+	if again, err := s.Create(t.Context(), todo.Draft{Content: "x"}, "k"); err != nil || again != made {
+		t.Errorf("again, without a status, which is the same: %v, %v", again, err)
+	}
 	if _, err := s.Create(t.Context(), todo.Draft{Status: "new", Content: "y"}, "k"); !errors.Is(err, todo.ErrKeyReused) {
 		t.Errorf("another draft: %v", err)
 	}

@@ -43,8 +43,10 @@ type Todo struct {
 
 // Draft is a todo without its identity: what a client may choose.
 type Draft struct {
-	Status  string `json:"status"`  // Free text without control characters, 1 to MaxStatusLength characters, not blank.
-	Content string `json:"content"` // 1 to MaxContentLength characters, not blank.
+	// Status is free text without control characters, 1 to MaxStatusLength characters, not blank. A Create takes none for StatusNew.
+	Status string `json:"status,omitempty"`
+	// Content is 1 to MaxContentLength characters, not blank.
+	Content string `json:"content"`
 }
 
 var (
