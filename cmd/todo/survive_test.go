@@ -80,6 +80,7 @@ func testKills(t *testing.T, l *lab.Lab) {
 			if err := l.Kill(t.Context(), machine); err != nil {
 				t.Fatal(err)
 			}
+			tr.goOn(t, 20)               // by way of the other one
 			if n/len(instances)%2 == 0 { // else it is back before Consul notices
 				eventually(t, 15*time.Second, "Consul notices", func() bool { return catalogue(t, l)["todo-"+machine] == "critical" })
 			}
