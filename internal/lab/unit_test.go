@@ -378,21 +378,38 @@ func TestBoard_SaysWhatHelps(t *testing.T) {
 	stopped := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "stopped"}}}, Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "stopped"}}}}
 	unreachable := Board{Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "running", Agent: "absent"}}}}
 	unready := Board{Leader: "consul0", Todo: []TodoRow{{Row: Row{Name: "todo0", Process: "running", Error: "no answer in 2s"}, Reason: "the table cannot be queried"}}}
-	vaults := func(standby VaultRow) *Board {
-		standby.Name, standby.Initialized = "vault1", true
-		return &Board{Leader: "consul0", Vault: []VaultRow{{Row: Row{Name: "vault0", Process: "stopped"}}, standby}}
-	}
-	none := "vault: none is active; no credentials can be leased or renewed"
 	for want, b := range map[string]*Board{
-		none + " until vault1 takes over: up to 45 s after a crash, when the dead one's lock has run out": vaults(VaultRow{}),
-		none:                                   vaults(VaultRow{Sealed: true}),
-		"nothing runs; `lab up` starts it all": &stopped,
+		"nothing runs; `lab up` starts it all":              &stopped,
 		"vault0: cannot reach its storage, which is Consul": &unreachable,
 		"todo0: the table cannot be queried":                &unready,
 	} {
 		b.judge(catalog{})
 		if !slices.Contains(b.Problems, want) {
 			t.Errorf("the board does not say %q: %q", want, b.Problems)
+		}
+	}
+}
+
+func TestBoard_SaysWhoTakesOverFromALostVault(t *testing.T) {
+	none := "vault: none is active; no credentials can be leased or renewed"
+	vault1 := none + " until vault1 takes over: up to 45 s after a crash, when the dead one's lock has run out"
+	lost := VaultRow{Row: Row{Process: "stopped", Error: "connection refused"}}
+	for name, c := range map[string]struct {
+		consul string // who leads it
+		vault0 VaultRow
+		vault1 VaultRow
+		want   string
+	}{
+		"a standby waits":                     {"consul0", lost, VaultRow{}, vault1},
+		"the other is sealed":                 {"consul0", lost, VaultRow{Sealed: true}, none},
+		"nobody can have the lock":            {"", lost, VaultRow{}, none},
+		"Consul has not seen the new one yet": {"consul0", VaultRow{Leader: true}, VaultRow{}, none},
+	} {
+		c.vault0.Name, c.vault0.Initialized, c.vault1.Name, c.vault1.Initialized = "vault0", true, "vault1", true
+		b := Board{Leader: c.consul, Vault: []VaultRow{c.vault0, c.vault1}}
+		b.judge(catalog{})
+		if !slices.Contains(b.Problems, c.want) {
+			t.Errorf("%s: the board does not say %q: %q", name, c.want, b.Problems)
 		}
 	}
 }
