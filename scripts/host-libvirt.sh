@@ -21,6 +21,7 @@ libvirt_up() {
 libvirt_down() {
   local machines
   if [ ! -e "$found" ]; then
+    restore_both
     say "nothing was started here for libvirt: nothing to undo"
     return
   fi
