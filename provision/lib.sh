@@ -133,16 +133,22 @@ service() {
   case $(state "$1" ActiveState) in
     active | activating | reloading)
       if [ -e "$pending/$1" ]; then
-        systemctl --no-block restart "$1"
+        begin_anew restart "$1"
         changed "$1 restarted"
       fi
       ;;
     *)
-      systemctl --no-block start "$1"
+      begin_anew start "$1"
       changed "$1 started"
       ;;
   esac
   rm -f "$pending/$1"
+}
+
+# begin_anew start|restart UNIT: earlier ends of it do not count.
+begin_anew() {
+  systemctl reset-failed "$2" 2>/dev/null || true
+  systemctl --no-block "$1" "$2"
 }
 
 # enabled UNIT: have it start with the machine.
@@ -153,19 +159,17 @@ enabled() {
   changed "$1 enabled"
 }
 
-# started UNIT: wait until a service that was told to start has done so. One that fails is a fault. One that still waits, for a
-# Consul server above all, is not: machines may come up in any order.
+# started UNIT [SECONDS]: wait until a service that was told to start has done so. One that ends again and again is a fault. One
+# that still waits, for a Consul server above all, is not: machines may come up in any order.
 started() {
-  local limit=$((SECONDS + 30))
+  local limit=$((SECONDS + ${2:-30})) ends
   until [ "$(state "$1" ActiveState)" = active ] && [ -z "$(state "$1" Job)" ]; do
-    if ((SECONDS >= limit)); then
-      if [ "$(state "$1" NRestarts)" = 0 ] && [ "$(state "$1" ActiveState)" != failed ]; then
-        say "  $1 is not ready yet, and goes on trying"
-        return
-      fi
+    ends=$(state "$1" NRestarts)
+    if [ "$(state "$1" ActiveState)" = failed ] || ((ends > 4 || (ends > 0 && SECONDS >= limit))); then
       journalctl --quiet --no-pager --lines 15 --unit "$(state "$1" Id)" >&2 || true
       die "$1 does not start: see above"
     fi
+    ((SECONDS < limit)) || { say "  $1 is not ready yet, and goes on trying" && return; }
     sleep 0.2
   done
 }

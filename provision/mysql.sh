@@ -18,7 +18,7 @@ main() {
   packages "${everywhere[@]}" "$server"
   service mysql.service
   agent
-  started mysql.service
+  started mysql.service 300
   no_anonymous
   finish
 }
