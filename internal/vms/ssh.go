@@ -6,14 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"example.com/todo/internal/lab"
-	"example.com/todo/internal/operator"
 )
 
 const (
@@ -34,33 +33,23 @@ func (v *Machines) sh(ctx context.Context, m lab.Machine, stdin, script string) 
 	return strings.TrimSpace(out.String()), err
 }
 
-// shTo writes what the script prints to w as it comes.
+// shTo writes what the script prints to w as it comes. ssh goes to the machine's private address, which is known, and which Cut
+// leaves open for it; Vagrant would have to be asked for any other, which takes seconds and a lock.
 func (v *Machines) shTo(ctx context.Context, m lab.Machine, w io.Writer, stdin, script string) error {
-	config, fresh, err := v.sshConfig(ctx, m, false)
+	key, err := v.key(m)
 	if err != nil {
 		return err
 	}
-	err = ssh(ctx, config, m, w, stdin, script)
-	if fresh || !errors.Is(err, errUnreachable) {
-		return err
-	}
-	// A machine may have another address since it was started again.
-	config, changed, renewErr := v.sshConfig(ctx, m, true)
-	if renewErr != nil || !changed {
-		return errors.Join(err, renewErr)
-	}
-	return ssh(ctx, config, m, w, stdin, script)
-}
-
-func ssh(ctx context.Context, config string, m lab.Machine, w io.Writer, stdin, script string) error {
 	var complaint bytes.Buffer
-	c := exec.CommandContext(ctx, "ssh", "-F", config, "-o", "BatchMode=yes", "-o", "ConnectTimeout=3",
-		"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3", "-o", "LogLevel=ERROR", m.Name, "sudo sh -c "+quote(script))
+	c := exec.CommandContext(ctx, "ssh", "-F", "none", "-i", key, "-l", "vagrant",
+		"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5",
+		"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
+		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", // a machine that is made again has another key
+		m.Addr, "sudo sh -c "+quote(script))
 	c.Stdin, c.Stdout, c.Stderr = strings.NewReader(stdin), w, &complaint
 	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
 	c.WaitDelay = letGo
-	err := c.Run()
-	if err == nil {
+	if err = c.Run(); err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -77,33 +66,13 @@ func ssh(ctx context.Context, config string, m lab.Machine, w io.Writer, stdin, 
 	return fmt.Errorf("on %s: %s", m.Name, text)
 }
 
-// sshConfig is a file that tells ssh how to reach a machine, as Vagrant knows it. Asking Vagrant takes seconds, so its answer
-// is kept; renew asks again and reports whether the answer is another one.
-func (v *Machines) sshConfig(ctx context.Context, m lab.Machine, renew bool) (path string, changed bool, err error) {
-	path = v.path("ssh", m.Name)
-	kept, err := os.ReadFile(path)
-	if err == nil && !renew {
-		return path, false, nil
+// key is the private key that Vagrant made for a machine when it first came up.
+func (v *Machines) key(m lab.Machine) (string, error) {
+	keys, err := filepath.Glob(filepath.Join(v.project, ".vagrant", "machines", m.Name, "*", "private_key"))
+	if err != nil || len(keys) == 0 {
+		return "", fmt.Errorf("%s %w: Vagrant has no key for it, so it never came up: `vagrant up %s`", m.Name, errUnreachable, m.Name)
 	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return "", false, err
-	}
-	text, err := v.vagrant(ctx, "ssh-config", m.Name)
-	if err != nil {
-		return "", false, fmt.Errorf("%s %w: %w", m.Name, errUnreachable, err)
-	}
-	if err := os.MkdirAll(v.path("ssh"), 0o700); err != nil {
-		return "", false, err
-	}
-	return path, string(kept) != text, operator.WriteFile(path, []byte(text))
-}
-
-// forget drops what is known of the way to a machine, so that Vagrant is asked the next time.
-func (v *Machines) forget(m lab.Machine) error {
-	if err := os.Remove(v.path("ssh", m.Name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return keys[0], nil
 }
 
 // vagrant runs the program itself, in the project.

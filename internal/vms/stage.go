@@ -49,7 +49,7 @@ func (v *Machines) Stage(ctx context.Context, o StageOptions) error {
 			return fmt.Errorf("forget the machines that are gone: %w", err)
 		}
 	}
-	for _, dir := range []string{"operator", "ssh", "machines"} {
+	for _, dir := range []string{"operator", "machines"} {
 		if err := os.MkdirAll(v.path(dir), 0o700); err != nil {
 			return err
 		}

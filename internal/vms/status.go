@@ -37,7 +37,7 @@ func (v *Machines) states(ctx context.Context) map[string]string {
 	)
 	for _, m := range v.machines {
 		all.Go(func() {
-			state, err := v.shKept(ctx, m, onUnit(m.Role, `state "$1"`))
+			state, err := v.sh(ctx, m, "", onUnit(m.Role, `state "$1"`))
 			mu.Lock()
 			defer mu.Unlock()
 			states[m.Name] = state
@@ -47,26 +47,10 @@ func (v *Machines) states(ctx context.Context) map[string]string {
 		})
 	}
 	all.Wait()
-	off := v.off(ctx, silent)
-	for _, m := range silent {
-		if off[m.Name] {
-			states[m.Name] = lab.StateOff
-		} else if err := v.forget(m); err != nil { // its address may have changed
-			v.report("%v", err)
-		}
+	for name := range v.off(ctx, silent) {
+		states[name] = lab.StateOff
 	}
 	return states
-}
-
-// shKept is sh for a look that can be done without: it goes by what is known of the machine's address, and does not ask anew.
-func (v *Machines) shKept(ctx context.Context, m lab.Machine, script string) (string, error) {
-	config, _, err := v.sshConfig(ctx, m, false)
-	if err != nil {
-		return "", err
-	}
-	var out strings.Builder
-	err = ssh(ctx, config, m, &out, "", script)
-	return strings.TrimSpace(out.String()), err
 }
 
 // off asks Vagrant, which takes seconds, which of some machines have no power.
