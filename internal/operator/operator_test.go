@@ -408,6 +408,22 @@ func TestMint_DestroysTheEarlierIdentityOfTheSameInstanceOnly(t *testing.T) {
 	}
 }
 
+// All instances share the first half of their identity, by which Vault would count failures and lock everybody out.
+func TestIdentity_ThatIsRefusedLocksNobodyElseOut(t *testing.T) {
+	l := shared.Lab(t)
+	id, err := operatorOf(t, l).Mint(t.Context(), "todo0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const moreThanVaultAllows = 7 // 5, unless told otherwise
+	for range moreThanVaultAllows {
+		if _, err := login(t, l, operator.Identity{RoleID: id.RoleID, SecretID: "destroyed"}); err == nil {
+			t.Fatal("a wrong identity was let in")
+		}
+	}
+	logIn(t, l, id)
+}
+
 func TestMintMigration_WorksOnce(t *testing.T) {
 	l := shared.Lab(t)
 	id, err := operatorOf(t, l).MintMigration(t.Context())
