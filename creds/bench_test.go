@@ -58,26 +58,30 @@ func BenchmarkRotationLatency(b *testing.B) {
 	a := s.app(b, times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour})
 	src, db, _ := a.run(b)
 	other, _, _ := s.app(b, times{lease: time.Minute, leaseMax: time.Hour, token: time.Hour, tokenMax: time.Hour}).run(b)
-	for b.Loop() {
-		var ratios, others, mean []float64
-		failed := 0
-		for range 2*soak(20, 5) + 1 {
-			calm := a.measure(b, db, 8, 10*phase)
-			stop := rotating(b, src.Rotate)
-			busy := a.measure(b, db, 8, 10*phase)
-			stop()
-			stop = rotating(b, other.Rotate)
-			shared := a.measure(b, db, 8, 10*phase)
-			stop()
-			failed += calm.failed + busy.failed + shared.failed
-			others = append(others, float64(shared.latency.ValueAtQuantile(99))/float64(calm.latency.ValueAtQuantile(99)))
-			ratios = append(ratios, float64(busy.latency.ValueAtQuantile(99))/float64(calm.latency.ValueAtQuantile(99)))
-			mean = append(mean, float64(calm.latency.ValueAtQuantile(99)))
-		}
-		b.ReportMetric(median(ratios), "p99-rotating/calm")
-		b.ReportMetric(median(others), "p99-other-rotating/calm")
-		b.ReportMetric(median(mean), "µs-p99-calm")
-		b.ReportMetric(float64(failed), "failed")
+	for _, workers := range []int{1, 8, 32, 128} {
+		b.Run(fmt.Sprintf("workers=%d", workers), func(b *testing.B) {
+			for b.Loop() {
+				var ratios, others, mean []float64
+				failed := 0
+				for range 2*soak(20, 5) + 1 {
+					calm := a.measure(b, db, workers, 10*phase)
+					stop := rotating(b, src.Rotate)
+					busy := a.measure(b, db, workers, 10*phase)
+					stop()
+					stop = rotating(b, other.Rotate)
+					shared := a.measure(b, db, workers, 10*phase)
+					stop()
+					failed += calm.failed + busy.failed + shared.failed
+					others = append(others, float64(shared.latency.ValueAtQuantile(99))/float64(calm.latency.ValueAtQuantile(99)))
+					ratios = append(ratios, float64(busy.latency.ValueAtQuantile(99))/float64(calm.latency.ValueAtQuantile(99)))
+					mean = append(mean, float64(calm.latency.ValueAtQuantile(99)))
+				}
+				b.ReportMetric(median(ratios), "p99-rotating/calm")
+				b.ReportMetric(median(others), "p99-other-rotating/calm")
+				b.ReportMetric(median(mean), "µs-p99-calm")
+				b.ReportMetric(float64(failed), "failed")
+			}
+		})
 	}
 }
 
