@@ -34,7 +34,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 		copyUsers(t, from, to, "vault")
 		pointVault(t, l, addr)
 		copyUsers(t, from, to, "v-approle-todo-%")
-		execute(t, from, "SET GLOBAL read_only = ON") // waits for the writes that have begun
+		whileSentAway(t, from, func() { execute(t, from, "SET GLOBAL read_only = ON") })
 		unlock := copyTables(t, from, to)
 		announce(t, l, addr)
 		swapped = time.Now()
@@ -197,7 +197,7 @@ func copyTables(t *testing.T, from, to *sql.DB) (unlock func()) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = session.Close() })
-	execute(t, session, "LOCK TABLES "+strings.Join(tables, " WRITE, ")+" WRITE")
+	whileSentAway(t, from, func() { execute(t, session, "LOCK TABLES "+strings.Join(tables, " WRITE, ")+" WRITE") })
 	tx, err := to.BeginTx(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -231,6 +231,30 @@ func announce(t *testing.T, l *lab.Lab, addr string) {
 			t.Fatalf("%s: %s %s", step[0], resp.Status, body)
 		}
 	}
+}
+
+// whileSentAway does something for which the server waits until the writes that have begun are committed, and ends the sessions
+// that meanwhile wait for it: one in the middle of its transaction would wait for the server, and the server for it.
+func whileSentAway(t *testing.T, root *sql.DB, do func()) {
+	t.Helper()
+	const every = 200 * time.Millisecond
+	ctx, done := context.WithCancel(t.Context())
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				sendAway(t, root)
+			}
+		}
+	})
+	defer sending.Wait()
+	defer done()
+	do()
 }
 
 // sendAway ends the sessions of the todos that wait for the old server.
