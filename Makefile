@@ -21,6 +21,7 @@ warn_race = $(if $(RACE),,@echo "no working C compiler (gcc and libc's headers):
 NET     ?= 192.168.56
 CONSULS ?= 3
 TODOS   ?= 4
+SLOW    ?=
 MACHINE_ARCH ?= $(shell go env GOHOSTARCH)
 
 .PHONY: help
@@ -55,7 +56,7 @@ box: ## the LXC box that 'vagrant up --provider lxc' starts machines from, from 
 .PHONY: machines
 machines: build ## what the virtual machines install: their programs and configuration, in .vagrant/lab (`vagrant up` calls it)
 	@GOARCH=$(MACHINE_ARCH) scripts/build --vm consul vault product
-	@bin/lab --on vagrant stage --bin bin/linux-$(MACHINE_ARCH) --net '$(NET)' --consul $(CONSULS) --todo $(TODOS)
+	@bin/lab --on vagrant stage --bin bin/linux-$(MACHINE_ARCH) --net '$(NET)' --consul $(CONSULS) --todo $(TODOS) $(if $(SLOW),--slow)
 
 .PHONY: deps
 deps: database tools ## everything that comes over the network; after this all other targets work without one

@@ -26,6 +26,7 @@ type Consul struct {
 	Server  bool     // whether this machine is one of them
 	Join    []string // addresses of the servers
 	Scripts bool     // whether this agent may run check scripts; only the database's machine needs it
+	Slow    bool     // whether the machines' processors are emulated
 }
 
 // NodeID is the machine's identity in Consul, made from its name. An agent that lost its data would otherwise come back under

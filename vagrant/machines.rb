@@ -8,6 +8,8 @@ module Machines
   CONSULS = Integer(ENV.fetch("CONSULS", "3"))
   TODOS   = Integer(ENV.fetch("TODOS", "2"))
   SPARES  = 2 # todo machines that `vagrant up` leaves out, and `vagrant up todo2` makes
+  # Without hardware virtualisation libvirt can still emulate a processor; /dev/kvm may be there and of no use: EMULATE=1 says so.
+  EMULATE = !File.exist?("/dev/kvm") || !ENV["EMULATE"].to_s.empty?
   MANUAL  = !ENV["MANUAL"].to_s.empty?
 
   # The same name each time, so that what a killed `vagrant up` left can be found, and another in another clone of the project.
@@ -30,8 +32,9 @@ module Machines
     end
 
     # stage builds and renders what the machines install.
-    def stage
-      words = ["machines", "NET=#{NET}", "CONSULS=#{CONSULS}", "TODOS=#{TODOS + SPARES}"]
+    def stage(machine)
+      slow  = EMULATE && machine.provider_name == :libvirt
+      words = ["machines", "NET=#{NET}", "CONSULS=#{CONSULS}", "TODOS=#{TODOS + SPARES}", "SLOW=#{"1" if slow}"]
       once(:stage) { system("make", "-C", HERE, *words) || abort("what the machines install could not be made ready") }
     end
 

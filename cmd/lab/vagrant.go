@@ -99,6 +99,7 @@ func (a *app) stage() *cobra.Command {
 	f.StringVar(&o.Net, "net", "", "begin every address with this (default "+vms.DefaultNet+")")
 	f.IntVar(&counts.Consul, "consul", counts.Consul, "how many Consul servers")
 	f.IntVar(&counts.Todo, "todo", counts.Todo, "how many todo instances may be made")
+	f.BoolVar(&o.Slow, "slow", false, "the machines' processors are emulated: be patient with them")
 	f.StringVar(&o.Bin, "bin", filepath.Join("bin", "linux-"+runtime.GOARCH), "where the machines' programs are")
 	return c
 }

@@ -23,6 +23,7 @@ type StageOptions struct {
 	Net    string // the first three parts of every address
 	Counts lab.Counts
 	Bin    string // the directory of the machines' programs: consul, vault, todo
+	Slow   bool   // whether the machines' processors are emulated
 }
 
 const (
@@ -59,7 +60,7 @@ func (v *Machines) Stage(ctx context.Context, o StageOptions) error {
 		return err
 	}
 	for _, m := range all {
-		if err := v.stage(m, all, wanted, o.Bin); err != nil {
+		if err := v.stage(m, all, wanted, o); err != nil {
 			return fmt.Errorf("stage %s: %w", m.Name, err)
 		}
 	}
@@ -99,10 +100,10 @@ func (v *Machines) want(o StageOptions) (record, error) {
 }
 
 // stage lays out one machine.
-func (v *Machines) stage(m lab.Machine, all []lab.Machine, r record, bin string) error {
+func (v *Machines) stage(m lab.Machine, all []lab.Machine, r record, o StageOptions) error {
 	consul := provision.Consul{
 		Node: m.Name, Address: m.Addr, DataDir: "/var/lib/consul", Servers: r.Counts.Consul,
-		Server: m.Role == lab.RoleConsul, Scripts: m.Role == lab.RoleMySQL,
+		Server: m.Role == lab.RoleConsul, Scripts: m.Role == lab.RoleMySQL, Slow: o.Slow,
 	}
 	for _, other := range all {
 		if other.Role == lab.RoleConsul {
@@ -117,17 +118,17 @@ func (v *Machines) stage(m lab.Machine, all []lab.Machine, r record, bin string)
 	t.render("root/etc/consul.d/consul.hcl", "consul.hcl", consul)
 	t.render("root/etc/systemd/resolved.conf.d/consul.conf", "resolved.conf", provision.Resolved{Address: m.Addr})
 	t.render("root/etc/profile.d/lab.sh", "profile.sh", provision.Profile{Address: m.Addr, Vault: m.Role == lab.RoleVault})
-	v.service(&t, "consul", bin)
+	v.service(&t, "consul", o.Bin)
 	switch m.Role {
 	case lab.RoleVault:
 		t.render("root/etc/vault.d/vault.hcl", "vault.hcl", provision.Vault{Address: m.Addr, MemoryLocked: false})
-		v.service(&t, "vault", bin)
+		v.service(&t, "vault", o.Bin)
 	case lab.RoleMySQL:
 		t.render("root/etc/mysql/todo.cnf", "my.cnf", provision.MySQL{Address: m.Addr, DataDir: "/var/lib/mysql", TmpDir: "/tmp", Socket: socket})
 		t.copy("root/etc/systemd/system/mysql.service.d/todo.conf", filepath.Join(v.project, "provision", "units", "mysql.service.d", "todo.conf"), modeFile)
 		t.render("root/etc/consul.d/mysql.hcl", "mysql-service.hcl", provision.MySQLService{Address: m.Addr, Admin: "mysqladmin", Socket: socket})
 	case lab.RoleTodo:
-		v.service(&t, "todo", bin)
+		v.service(&t, "todo", o.Bin)
 	}
 	return t.finish()
 }
