@@ -234,21 +234,27 @@ func announce(t *testing.T, l *lab.Lab, addr string) {
 }
 
 // whileSentAway does something for which the server waits until the writes that have begun are committed, and ends the sessions
-// that meanwhile wait for it: one in the middle of its transaction would wait for the server, and the server for it.
+// that are in its way: one in the middle of its transaction would wait for the server, and the server for it. It does so at
+// once, and then seldom: who was sent away comes again, and not for ever.
 func whileSentAway(t *testing.T, root *sql.DB, do func()) {
 	t.Helper()
-	const every = 200 * time.Millisecond
+	const every = time.Second
 	ctx, done := context.WithCancel(t.Context())
 	var sending sync.WaitGroup
 	sending.Go(func() {
 		tick := time.NewTicker(every)
 		defer tick.Stop()
+		soon := time.NewTimer(every / 10)
+		defer soon.Stop()
 		for {
 			select {
 			case <-ctx.Done():
 				return
+			case <-soon.C:
 			case <-tick.C:
-				sendAway(t, root)
+			}
+			for _, id := range processes(t, root, "") { // idle ones too: a transaction may be idle between two statements
+				_, _ = root.ExecContext(t.Context(), fmt.Sprintf("KILL %d", id)) // which may have ended by itself
 			}
 		}
 	})
