@@ -25,7 +25,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 	other := labtest.Start(t, labtest.Options{Consul: 1, MySQL: 1}) // for its database only
 	to := openRoot(t, other)
 	addr := other.Addr("mysql")
-	tr := startTraffic(t, l, clients{})
+	tr := startTraffic(t, l, clients{tries: 15}) // a session is ended each second that the old server's lock takes
 	fillPools(t, l, from)
 	var swapped time.Time
 	tr.during(t, "move", func() {
