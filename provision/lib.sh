@@ -12,8 +12,6 @@ NAME='' ROLE=''
 
 pending=/run/provision # what must not be forgotten by a run that is killed, and is past when the machine was booted
 changes=0
-# shellcheck disable=SC2034 # it is the roles that use it.
-everywhere=(systemd-resolved bind9-dnsutils) # the packages of every machine
 
 say() { printf '%s\n' "$*"; }
 die() {
@@ -100,6 +98,9 @@ touches() {
   esac
 }
 
+# common_packages: what every machine has.
+common_packages() { packages systemd-resolved bind9-dnsutils; }
+
 # packages NAME…: install those that are missing. The index of packages is fetched only if the one that the machine has does not do.
 packages() {
   local name missing=() tries=0
@@ -142,8 +143,11 @@ service() {
       changed "$1 started"
       ;;
   esac
-  rm -f "$pending/$1"
+  settled "$1"
 }
+
+# settled UNIT: no restart is owed to it any more.
+settled() { rm -f "$pending/$1"; }
 
 # begin_anew start|restart UNIT: earlier ends of it do not count.
 begin_anew() {

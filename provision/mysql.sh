@@ -15,7 +15,8 @@ main() {
   install_tree
   # Before there is a server, so that none ever runs without it.
   link "$last" /etc/mysql/todo.cnf
-  packages "${everywhere[@]}" "$server"
+  common_packages
+  packages "$server"
   service mysql.service
   agent
   started mysql.service 300

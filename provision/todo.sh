@@ -6,7 +6,7 @@ set -euo pipefail
 main() {
   begin
   install_tree
-  packages "${everywhere[@]}"
+  common_packages
   agent
   user todo
   place_for_identity
@@ -15,7 +15,7 @@ main() {
     started todo.service
   else
     enabled todo.service
-    rm -f "$pending/todo.service"
+    settled todo.service
     say "  todo.service waits for the machine's identity"
   fi
   finish

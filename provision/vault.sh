@@ -6,7 +6,7 @@ set -euo pipefail
 main() {
   begin
   install_tree
-  packages "${everywhere[@]}"
+  common_packages
   agent
   user vault
   service vault.service
