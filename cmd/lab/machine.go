@@ -11,9 +11,14 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// onMachines makes a command that does one thing to each machine it is given.
+// onMachines makes a command that does one thing to the service of each machine it is given, or to another unit of its.
 func (a *app) onMachines(c *cobra.Command, do func(context.Context, system, string) error) *cobra.Command {
 	c.Use += " MACHINE[/agent|/all]…"
+	return a.onEach(c, do)
+}
+
+// onEach lets a command do one thing to all that it is given, if each of them is a machine or a unit of one.
+func (a *app) onEach(c *cobra.Command, do func(context.Context, system, string) error) *cobra.Command {
 	c.Args = func(c *cobra.Command, args []string) error {
 		if len(args) == 0 {
 			return exactly("a machine")(c, args)

@@ -53,10 +53,11 @@ func run(ctx context.Context, args []string, s surroundings) int {
 	root.SetErr(s.stderr)
 	err := root.ExecuteContext(ctx)
 	var usage usageError
+	var impossible *lab.ConfigError
 	switch {
 	case err == nil:
 		return 0
-	case errors.As(err, &usage):
+	case errors.As(err, &usage), errors.As(err, &impossible):
 		fmt.Fprintf(s.stderr, "lab: %v\n", err)
 		return exitUsage
 	case errors.Is(err, errUnhealthy):

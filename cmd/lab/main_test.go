@@ -63,6 +63,24 @@ func TestRun_EndsWithTwoOnWrongArguments(t *testing.T) {
 	}
 }
 
+func TestStage_EndsWithTwoOnMachinesThatCannotBe(t *testing.T) {
+	project := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(project, "vagrant"), 0o700), os.WriteFile(filepath.Join(project, "vagrant", "machines.yaml"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(project)
+	for _, c := range []struct{ args, want string }{
+		{"--consul 2", "odd number"},
+		{"--todo 1000", "at most"},
+		{"--net 8.8.8", "private network"},
+	} {
+		code, _, stderr := runLab(t, append([]string{"--on", "vagrant", "stage"}, strings.Fields(c.args)...)...)
+		if code != exitUsage || !strings.Contains(stderr, c.want) {
+			t.Errorf("lab stage %s: code %d, %q; want %d and %q", c.args, code, stderr, exitUsage, c.want)
+		}
+	}
+}
+
 // stopped is a lab that is recorded and of which nothing runs.
 func stopped(t *testing.T) (dir string) {
 	t.Helper()

@@ -118,12 +118,7 @@ func (a *app) open() (*lab.Lab, error) { return a.openAs(lab.Config{}) }
 
 func (a *app) openAs(c lab.Config) (*lab.Lab, error) {
 	c.Dir, c.Binaries = a.dir, lab.FindBinaries(a.getenv)
-	l, err := lab.Open(c)
-	var wrong *lab.ConfigError
-	if errors.As(err, &wrong) {
-		return nil, usageError{err}
-	}
-	return l, err
+	return lab.Open(c)
 }
 
 // existing opens a lab that there is.

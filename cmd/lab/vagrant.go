@@ -11,39 +11,11 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// onWhole makes a command that does one thing to each machine it is given, as a whole.
+// onWhole makes a command that does one thing to each machine of Vagrant's that it is given, as a whole.
 func (a *app) onWhole(c *cobra.Command, done string, do func(*vms.Machines, context.Context, string) error) *cobra.Command {
 	c.Use += " MACHINE…"
-	c.Args = func(c *cobra.Command, args []string) error {
-		if len(args) == 0 {
-			return exactly("a machine")(c, args)
-		}
-		return nil
-	}
-	c.ValidArgsFunction = a.completeMachines
-	c.Annotations = map[string]string{annotationOn: onVagrant}
-	c.RunE = func(c *cobra.Command, args []string) error {
-		v, err := a.vagrant()
-		if err != nil {
-			return err
-		}
-		if !v.Exists() {
-			return vms.ErrNoMachines
-		}
-		for _, name := range args {
-			if err := v.Check(name); err != nil {
-				return usageError{err}
-			}
-		}
-		for _, name := range args {
-			if err := do(v, c.Context(), name); err != nil {
-				return err
-			}
-			a.say("%s %s", name, done)
-		}
-		return nil
-	}
-	return c
+	c.Annotations = map[string]string{annotationOn: onVagrant} // so the system is what it is taken for
+	return a.onEach(c, a.signalled(func(s system, ctx context.Context, name string) error { return do(s.(*vms.Machines), ctx, name) }, done))
 }
 
 func (a *app) powerOff() *cobra.Command {

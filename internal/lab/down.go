@@ -176,7 +176,7 @@ func isActive(ctx context.Context, m Machine) bool {
 func askVault(ctx context.Context, m Machine) (operator.Health, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	return operator.AskHealth(ctx, vaultURL(m))
+	return operator.AskHealth(ctx, VaultURL(m))
 }
 
 // wipe deletes what is the lab's in its directory, and the directory if nothing else is in it: somebody may have named

@@ -169,7 +169,7 @@ func (l *Lab) role(role string) []Machine {
 func (l *Lab) Operator() (*operator.Operator, error) {
 	c := operator.Config{Dir: l.path("operator"), Times: l.state.Times, SQL: l.sql, ResetStorage: l.resetVaultStorage}
 	for _, m := range l.role(RoleVault) {
-		c.Vaults = append(c.Vaults, vaultURL(m))
+		c.Vaults = append(c.Vaults, VaultURL(m))
 	}
 	for _, m := range l.role(RoleMySQL) {
 		c.MySQLAddress = m.Addr + ":3306"

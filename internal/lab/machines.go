@@ -58,13 +58,13 @@ func Inventory(network string, c Counts) ([]Machine, error) {
 		return nil, fmt.Errorf("read machines.yaml: %w", err)
 	}
 	if c.Consul < 1 {
-		return nil, refuse("a lab needs a Consul server: everything else finds its way through it")
+		return nil, Refuse("a lab needs a Consul server: everything else finds its way through it")
 	}
 	if c.Consul%2 == 0 {
-		return nil, refuse("%d Consul servers survive no more than %d would: use an odd number", c.Consul, c.Consul-1)
+		return nil, Refuse("%d Consul servers survive no more than %d would: use an odd number", c.Consul, c.Consul-1)
 	}
 	if c.Todo > 0 && (c.Vault == 0 || c.MySQL == 0) {
-		return nil, refuse("a todo instance needs a vault and the database")
+		return nil, Refuse("a todo instance needs a vault and the database")
 	}
 	var all []Machine
 	for _, r := range c.roles() {
@@ -82,7 +82,7 @@ func Inventory(network string, c Counts) ([]Machine, error) {
 			}
 		}
 		if found < r.Count {
-			return nil, refuse("there are at most %d machines with the role %s, not %d", found, r.Role, r.Count)
+			return nil, Refuse("there are at most %d machines with the role %s, not %d", found, r.Role, r.Count)
 		}
 	}
 	for i := range all {
@@ -95,7 +95,7 @@ func Inventory(network string, c Counts) ([]Machine, error) {
 func checkNet(network string) error {
 	a, err := netip.ParseAddr(network + ".1")
 	if err != nil || !a.Is4() || !a.IsLoopback() || strings.Count(network, ".") != 2 {
-		return refuse("%q is not the beginning of a loopback network: write something like 127.20.21", network)
+		return Refuse("%q is not the beginning of a loopback network: write something like 127.20.21", network)
 	}
 	return nil
 }

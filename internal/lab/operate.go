@@ -69,7 +69,7 @@ func (r *run) initAndUnseal(ctx context.Context, vaults []Machine) error {
 		if p.by != "up" {
 			continue
 		}
-		unsealed, err := r.operator.Unseal(ctx, vaultURL(m))
+		unsealed, err := r.operator.Unseal(ctx, VaultURL(m))
 		if err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func (r *run) configure(ctx context.Context) error {
 func (r *run) vaultsReady(ctx context.Context, vaults []Machine) error {
 	for _, m := range vaults {
 		u := r.lab.service(m)
-		h, err := operator.AskHealth(ctx, vaultURL(m))
+		h, err := operator.AskHealth(ctx, VaultURL(m))
 		if err != nil {
 			return u.fail(err)
 		}
@@ -133,7 +133,7 @@ func (r *run) vaultsReady(ctx context.Context, vaults []Machine) error {
 			return err
 		}
 		role := "ready, standby"
-		if h, err = operator.AskHealth(ctx, vaultURL(m)); err == nil && h.Active() {
+		if h, err = operator.AskHealth(ctx, VaultURL(m)); err == nil && h.Active() {
 			role = "ready, active"
 		}
 		r.report(m.Name, role, true)
@@ -164,19 +164,25 @@ func (l *Lab) Unseal(ctx context.Context, machine string) (unsealed []string, er
 		vaults = []Machine{m}
 	}
 	err = l.operate(ctx, "vault unseal", func(o *operator.Operator) error {
-		var errs []error
-		for _, m := range vaults {
-			changed, err := o.Unseal(ctx, vaultURL(m))
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
-			}
-			if changed {
-				unsealed = append(unsealed, m.Name)
-			}
-		}
-		return errors.Join(errs...)
+		unsealed, err = Unseal(ctx, o, vaults)
+		return err
 	})
 	return unsealed, err
+}
+
+// Unseal unseals the Vaults of these machines, each if it can, and says which of them were sealed.
+func Unseal(ctx context.Context, o *operator.Operator, vaults []Machine) (unsealed []string, err error) {
+	var errs []error
+	for _, m := range vaults {
+		changed, err := o.Unseal(ctx, VaultURL(m))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
+		}
+		if changed {
+			unsealed = append(unsealed, m.Name)
+		}
+	}
+	return unsealed, errors.Join(errs...)
 }
 
 // Configure gives Vault what the service needs.

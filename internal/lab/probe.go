@@ -20,7 +20,7 @@ import (
 func Answers(ctx context.Context, m Machine, unit string) error {
 	switch unit {
 	case RoleVault:
-		_, err := operator.AskHealth(ctx, vaultURL(m))
+		_, err := operator.AskHealth(ctx, VaultURL(m))
 		return err
 	case RoleMySQL:
 		_, err := greeting(ctx, m.Addr+":3306")

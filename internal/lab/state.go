@@ -69,7 +69,8 @@ type ConfigError struct{ reason string }
 
 func (e *ConfigError) Error() string { return e.reason }
 
-func refuse(format string, args ...any) error { return &ConfigError{fmt.Sprintf(format, args...)} }
+// Refuse makes a ConfigError.
+func Refuse(format string, args ...any) error { return &ConfigError{fmt.Sprintf(format, args...)} }
 
 func (s state) write(dir string) error {
 	text, err := json.MarshalIndent(s, "", "  ")
@@ -110,12 +111,12 @@ func merge(recorded *state, asked state) (state, error) {
 		return merged, nil
 	}
 	if merged.Net != base.Net {
-		return state{}, refuse("this lab lives in %s and cannot move to %s: `lab down --wipe` first, or begin another with --dir", base.Net, merged.Net)
+		return state{}, Refuse("this lab lives in %s and cannot move to %s: `lab down --wipe` first, or begin another with --dir", base.Net, merged.Net)
 	}
 	fixed := merged.Counts
 	fixed.Todo = base.Counts.Todo
 	if fixed != base.Counts {
-		return state{}, refuse("this lab was made with so many machines (consul %d, vault %d, mysql %d), and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
+		return state{}, Refuse("this lab was made with so many machines (consul %d, vault %d, mysql %d), and only the number of todo instances can change: `lab down --wipe` first, or begin another with --dir",
 			base.Counts.Consul, base.Counts.Vault, base.Counts.MySQL)
 	}
 	return merged, nil
@@ -141,14 +142,14 @@ func overlay(base, asked operator.Times) operator.Times {
 func checkTimes(t operator.Times) error {
 	for name, d := range map[string]time.Duration{"lease": t.Lease, "lease-max": t.LeaseMax, "token": t.Token, "token-max": t.TokenMax} {
 		if d < time.Second || d%time.Second != 0 {
-			return refuse("--%s %v: want whole seconds, at least one", name, d)
+			return Refuse("--%s %v: want whole seconds, at least one", name, d)
 		}
 	}
 	switch {
 	case t.LeaseMax < t.Lease:
-		return refuse("a lease of %v is longer than its maximum of %v: change --lease or --lease-max", t.Lease, t.LeaseMax)
+		return Refuse("a lease of %v is longer than its maximum of %v: change --lease or --lease-max", t.Lease, t.LeaseMax)
 	case t.TokenMax < t.Token:
-		return refuse("a token's life of %v is longer than its maximum of %v: change --token or --token-max", t.Token, t.TokenMax)
+		return Refuse("a token's life of %v is longer than its maximum of %v: change --token or --token-max", t.Token, t.TokenMax)
 	}
 	return nil
 }

@@ -10,7 +10,8 @@ import (
 	"example.com/todo/provision"
 )
 
-func vaultURL(m Machine) string { return "http://" + m.Addr + ":8200" }
+// VaultURL is where the Vault of a machine answers.
+func VaultURL(m Machine) string { return "http://" + m.Addr + ":8200" }
 
 // vaultServer is a Vault with its storage in Consul. It starts sealed, and what it is ready for depends on a person.
 func (l *Lab) vaultServer(m Machine) *unit {
@@ -24,7 +25,7 @@ func (l *Lab) vaultServer(m Machine) *unit {
 	}
 	u.answers = func(ctx context.Context) error { return Answers(ctx, m, RoleVault) }
 	u.ready = func(ctx context.Context) error {
-		h, err := operator.AskHealth(ctx, vaultURL(m))
+		h, err := operator.AskHealth(ctx, VaultURL(m))
 		switch {
 		case err != nil:
 			return err

@@ -26,13 +26,11 @@ const (
 // greenWithin bounds the wait for the whole to be well after the last step, on emulated processors too.
 const greenWithin = 5 * time.Minute
 
-func vaultURL(m lab.Machine) string { return "http://" + m.Addr + ":8200" }
-
 // operator is the operator of these machines' Vaults and database.
 func (v *Machines) operator() (*operator.Operator, error) {
 	c := operator.Config{Dir: v.path("operator"), SQL: v.sql, ResetStorage: v.resetVaultStorage}
 	for _, m := range v.role(lab.RoleVault) {
-		c.Vaults = append(c.Vaults, vaultURL(m))
+		c.Vaults = append(c.Vaults, lab.VaultURL(m))
 	}
 	for _, m := range v.role(lab.RoleMySQL) {
 		c.MySQLAddress = m.Addr + ":3306"
@@ -114,24 +112,10 @@ func (v *Machines) Unseal(ctx context.Context, machine string) (unsealed []strin
 		vaults = vaults[i : i+1]
 	}
 	err = v.step(ctx, func(o *operator.Operator) error {
-		unsealed, err = unseal(ctx, o, vaults)
+		unsealed, err = lab.Unseal(ctx, o, vaults)
 		return err
 	})
 	return unsealed, err
-}
-
-func unseal(ctx context.Context, o *operator.Operator, vaults []lab.Machine) (unsealed []string, err error) {
-	var errs []error
-	for _, m := range vaults {
-		changed, err := o.Unseal(ctx, vaultURL(m))
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", m.Name, err))
-		}
-		if changed {
-			unsealed = append(unsealed, m.Name)
-		}
-	}
-	return unsealed, errors.Join(errs...)
 }
 
 // Configure gives Vault what the service needs.
@@ -298,7 +282,7 @@ func (v *Machines) openVault(ctx context.Context, o *operator.Operator) error {
 	if changed {
 		v.report("vault init: five key shares, of which three unseal, and the root token are in %s", v.KeysPath())
 	}
-	unsealed, err := unseal(ctx, o, there)
+	unsealed, err := lab.Unseal(ctx, o, there)
 	for _, name := range unsealed {
 		v.report("vault unseal: %s", name)
 	}

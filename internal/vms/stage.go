@@ -45,6 +45,10 @@ func (v *Machines) Stage(ctx context.Context, o StageOptions) error {
 	if err != nil {
 		return err
 	}
+	all, err := lab.Inventory(wanted.Net, wanted.Counts)
+	if err != nil {
+		return err
+	}
 	if !v.made("*") {
 		if err := os.RemoveAll(v.path("operator")); err != nil {
 			return fmt.Errorf("forget the machines that are gone: %w", err)
@@ -54,10 +58,6 @@ func (v *Machines) Stage(ctx context.Context, o StageOptions) error {
 		if err := os.MkdirAll(v.path(dir), 0o700); err != nil {
 			return err
 		}
-	}
-	all, err := lab.Inventory(wanted.Net, wanted.Counts)
-	if err != nil {
-		return err
 	}
 	for _, m := range all {
 		if err := v.stage(m, all, wanted, o); err != nil {
@@ -81,17 +81,17 @@ func (v *Machines) want(o StageOptions) (record, error) {
 		asked.Counts = lab.Demo()
 	}
 	if a, err := netip.ParseAddr(asked.Net + ".1"); err != nil || !a.Is4() || !a.IsPrivate() {
-		return record{}, fmt.Errorf("NET=%s: want the first three parts of a private network, such as %s", asked.Net, DefaultNet)
+		return record{}, lab.Refuse("NET=%s: want the first three parts of a private network, such as %s", asked.Net, DefaultNet)
 	}
 	if !v.Exists() {
 		return asked, nil
 	}
 	if asked.Net != v.record.Net {
-		return record{}, fmt.Errorf("the machines live in %s and cannot move to %s: NET=%s keeps them, `vagrant destroy -f` begins anew",
+		return record{}, lab.Refuse("the machines live in %s and cannot move to %s: NET=%s keeps them, `vagrant destroy -f` begins anew",
 			v.record.Net, asked.Net, v.record.Net)
 	}
 	if asked.Counts.Consul != v.record.Counts.Consul {
-		return record{}, fmt.Errorf("the machines were made for %d Consul servers, not %d: CONSUL=%d keeps them, `vagrant destroy -f` begins anew",
+		return record{}, lab.Refuse("the machines were made for %d Consul servers, not %d: CONSULS=%d keeps them, `vagrant destroy -f` begins anew",
 			v.record.Counts.Consul, asked.Counts.Consul, v.record.Counts.Consul)
 	}
 	// A machine beyond what is asked for now may exist; it stays one of them.
