@@ -17,6 +17,8 @@ import (
 	"github.com/go-sql-driver/mysql"
 
 	"example.com/todo/creds"
+
+	"example.com/todo/internal/labtest"
 )
 
 // These tests are the proof: real Vault, real MySQL, table-level grants, load throughout.
@@ -57,7 +59,7 @@ func testRotations(t *testing.T, s *stand) {
 	}
 	after := footprint()
 	l.stop(t)
-	took := until(t, 10*time.Second, "only the current user is left", func() bool { return len(a.users(t)) == 1 })
+	took := labtest.Eventually(t, 10*time.Second, "only the current user is left", func() bool { return len(a.users(t)) == 1 })
 	t.Logf("%v until only the current user was left", took.Round(time.Millisecond))
 	t.Logf("%d rotations; goroutines %d → %d, heap %d → %d KiB", rotations, before.goroutines, after.goroutines, before.heap>>10, after.heap>>10)
 	if after.goroutines > before.goroutines+40 {
@@ -105,7 +107,7 @@ func testGeneralLog(t *testing.T, s *stand) {
 	}
 	l.stop(t)
 	stop()
-	until(t, 10*time.Second, "all users are gone", func() bool { return len(a.users(t)) == 0 })
+	labtest.Eventually(t, 10*time.Second, "all users are gone", func() bool { return len(a.users(t)) == 0 })
 	s.exec(t, "SET GLOBAL general_log = OFF")
 	late, dropped, statements := lateStatements(t, filepath.Join(dir, "general.log"))
 	t.Logf("%d statements, %d users dropped, %d statements after their user was dropped", statements, dropped, len(late))
@@ -174,7 +176,7 @@ func testForcedRevocations(t *testing.T, s *stand) {
 			t.Fatal(err)
 		}
 		// A forced revocation drops the lease even where the user could not be dropped; here it can.
-		until(t, 10*time.Second, "a new lease", func() bool {
+		labtest.Eventually(t, 10*time.Second, "a new lease", func() bool {
 			st := src.Status()
 			return st.Generation > generation && st.State == creds.Current
 		})
@@ -190,12 +192,12 @@ func testTokenMaximum(t *testing.T, s *stand) {
 	src, db, _ := a.run(t)
 	l := a.work(t, db, 32)
 	want := soak(12, 2)
-	until(t, time.Duration(want+2)*10*time.Second, "the tokens reach their maximum", func() bool { return src.Status().Generation > want })
+	labtest.Eventually(t, time.Duration(want+2)*10*time.Second, "the tokens reach their maximum", func() bool { return src.Status().Generation > want })
 	l.stop(t)
 	if n := a.retries(t); n > 0 {
 		t.Errorf("%v statements met the end of a token that we could have foreseen", n)
 	}
-	until(t, 10*time.Second, "one lease and one user", func() bool { return a.leases(t) == 1 && len(a.users(t)) == 1 })
+	labtest.Eventually(t, 10*time.Second, "one lease and one user", func() bool { return a.leases(t) == 1 && len(a.users(t)) == 1 })
 }
 
 func testGenuineDenial(t *testing.T, s *stand) {
@@ -322,7 +324,7 @@ func testMySQLRestart(t *testing.T, s *stand) {
 			}
 			accepting <- time.Now()
 		}()
-		until(t, 30*time.Second, "a statement succeeds", func() bool {
+		labtest.Eventually(t, 30*time.Second, "a statement succeeds", func() bool {
 			_, err := db.ExecContext(t.Context(), "INSERT INTO "+a.table+" (n) VALUES (1)")
 			return err == nil
 		})
@@ -349,7 +351,7 @@ func testMySQLDown(t *testing.T, s *stand) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	until(t, time.Minute, "ten leases pass", func() bool { return time.Since(began) > 20*time.Second })
+	labtest.Eventually(t, time.Minute, "ten leases pass", func() bool { return time.Since(began) > 20*time.Second })
 	if n := seen.total("/v1/database/creds/"+a.role) - mints; n > 3 {
 		t.Errorf("%d mints while MySQL was down, want 3 at most", n)
 	}
@@ -357,7 +359,7 @@ func testMySQLDown(t *testing.T, s *stand) {
 	if err := s.lab.Start(t.Context(), "mysql"); err != nil {
 		t.Fatal(err)
 	}
-	took := until(t, 30*time.Second, "a statement succeeds", func() bool {
+	took := labtest.Eventually(t, 30*time.Second, "a statement succeeds", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		_, err := db.ExecContext(ctx, "INSERT INTO "+a.table+" (n) VALUES (1)")
@@ -384,14 +386,14 @@ func testVaultsKilled(t *testing.T, s *stand, which string) {
 		}
 	}
 	began := time.Now()
-	until(t, time.Minute, "the lease ends", func() bool { return src.Status().State == creds.Expired })
+	labtest.Eventually(t, time.Minute, "the lease ends", func() bool { return src.Status().State == creds.Expired })
 	if which == "all" {
-		until(t, time.Minute, "three leases pass", func() bool { return time.Since(began) > 3*short.lease })
+		labtest.Eventually(t, time.Minute, "three leases pass", func() bool { return time.Since(began) > 3*short.lease })
 		s.restart(t, killed...)
 	}
-	until(t, 2*time.Minute, "a vault answers", func() bool { _, err := s.active(t.Context()); return err == nil })
+	labtest.Eventually(t, 2*time.Minute, "a vault answers", func() bool { _, err := s.active(t.Context()); return err == nil })
 	answered := time.Now()
-	took := until(t, 30*time.Second, "a current lease", func() bool { return src.Status().State == creds.Current })
+	took := labtest.Eventually(t, 30*time.Second, "a current lease", func() bool { return src.Status().State == creds.Current })
 	t.Logf("vault away for %v; a current lease %v after it answered", answered.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
 	if took > promised(2*time.Second) {
 		t.Errorf("a current lease %v after vault answered, want 2 s at most", took.Round(time.Millisecond))
@@ -439,11 +441,11 @@ func testManySources(t *testing.T, s *stand) {
 		go func() { ended <- src.Run(ctx) }()
 	}
 	s.restart(t, "vault0", "vault1")
-	until(t, time.Minute, "a vault answers", func() bool { _, err := s.active(t.Context()); return err == nil })
+	labtest.Eventually(t, time.Minute, "a vault answers", func() bool { _, err := s.active(t.Context()); return err == nil })
 	answered := time.Now()
 	spread := make([]int, 31)
 	done := make([]bool, n)
-	until(t, promised(30*time.Second), fmt.Sprintf("%d current leases", n), func() bool {
+	labtest.Eventually(t, promised(30*time.Second), fmt.Sprintf("%d current leases", n), func() bool {
 		left := 0
 		for i, src := range sources {
 			if !done[i] && src.Ready() == nil {

@@ -356,21 +356,6 @@ func (a *app) transaction(ctx context.Context, db *sql.DB, w, n int) error {
 	})
 }
 
-// until polls a condition.
-func until(t testing.TB, limit time.Duration, what string, ok func() bool) time.Duration {
-	t.Helper()
-	began := time.Now()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Since(began) > limit {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-		<-tick.C
-	}
-	return time.Since(began)
-}
-
 // users lists the database's users that Vault made for this app.
 func (a *app) users(t testing.TB) (users []string) {
 	t.Helper()

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/todo/internal/labtest"
 )
 
 // serve starts an agent that answers as told.
@@ -236,7 +238,7 @@ func TestWatch_LeavesNoConnectionBehind(t *testing.T) {
 	}
 	stop := run(t, w.Run)
 	// After the first answer there is a pause: no query is under way that its cancelling would end.
-	eventually(t, 5*time.Second, "there is an answer", func() bool { _, err := w.Pick(); return err == nil })
+	labtest.Eventually(t, 5*time.Second, "there is an answer", func() bool { _, err := w.Pick(); return err == nil })
 	stop()
-	eventually(t, time.Second, "all connections are closed", func() bool { return open.Load() == 0 })
+	labtest.Eventually(t, time.Second, "all connections are closed", func() bool { return open.Load() == 0 })
 }

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/consul/api"
+
+	"example.com/todo/internal/labtest"
 )
 
 // fakeAgent keeps what is registered with it, as far as a Registration looks.
@@ -198,13 +200,13 @@ func TestRegistration_WaitsForAnAgentAndComesBackWithIt(t *testing.T) {
 	f.away = true
 	r := newRegistration(t, f, nil)
 	stop := run(t, r.Run)
-	eventually(t, 5*time.Second, "the failure is known", func() bool { return r.Status().LastError != "" })
+	labtest.Eventually(t, 5*time.Second, "the failure is known", func() bool { return r.Status().LastError != "" })
 	f.with(func(f *fakeAgent) { f.away = false })
-	eventually(t, 10*time.Second, "registered", func() bool { return r.Status().Registered && f.has("todo-1") })
+	labtest.Eventually(t, 10*time.Second, "registered", func() bool { return r.Status().Registered && f.has("todo-1") })
 	f.with(func(f *fakeAgent) { f.away = true; f.forget() })
-	eventually(t, 10*time.Second, "the agent's absence is noticed", func() bool { return !r.Status().Registered })
+	labtest.Eventually(t, 10*time.Second, "the agent's absence is noticed", func() bool { return !r.Status().Registered })
 	f.with(func(f *fakeAgent) { f.away = false })
-	eventually(t, 10*time.Second, "registered again", func() bool { return f.has("todo-1") })
+	labtest.Eventually(t, 10*time.Second, "registered again", func() bool { return f.has("todo-1") })
 	stop()
 	if !f.has("todo-1") {
 		t.Error("the end of Run deregistered the service")
@@ -251,7 +253,7 @@ func TestRegistration_LeavesAndStaysAway(t *testing.T) {
 	r := newRegistration(t, f, nil)
 	done := make(chan error, 1)
 	go func() { done <- r.Run(t.Context()) }()
-	eventually(t, 5*time.Second, "registered", func() bool { return f.has("todo-1") })
+	labtest.Eventually(t, 5*time.Second, "registered", func() bool { return f.has("todo-1") })
 	if err := r.Deregister(t.Context()); err != nil {
 		t.Fatal(err)
 	}

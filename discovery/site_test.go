@@ -12,6 +12,8 @@ import (
 
 	"example.com/todo/discovery"
 	"example.com/todo/internal/lab"
+
+	"example.com/todo/internal/labtest"
 )
 
 // agentMachine has an agent that is no server, so that it can lose everything.
@@ -107,22 +109,10 @@ func (w *web) up(t *testing.T) {
 	background(t, w.Run)
 }
 
-// within waits for a condition and says how long it took.
+// within waits for a condition and logs how long it took.
 func within(t *testing.T, limit time.Duration, what string, ok func() bool) time.Duration {
 	t.Helper()
-	began := time.Now()
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Fatalf("not within %s: %s", limit, what)
-		}
-	}
-	took := time.Since(began)
+	took := labtest.Eventually(t, limit, what, ok)
 	t.Logf("%6d ms until %s", took.Milliseconds(), what)
 	return took
 }

@@ -13,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/todo/internal/labtest"
 )
 
 func TestTransport_SpreadsEvenly(t *testing.T) {
@@ -219,7 +221,7 @@ func TestTransport_GoesBackToAnInstanceThatWorksAgain(t *testing.T) {
 	}
 	a.handle.Store(nil)
 	n := a.served.Load()
-	eventually(t, 5*time.Second, "it serves again", func() bool {
+	labtest.Eventually(t, 5*time.Second, "it serves again", func() bool {
 		_, _, err := send(t, client, "GET", "")
 		return err == nil && a.served.Load() > n+3
 	})
@@ -343,12 +345,12 @@ func TestTransport_LosesNoRequestWhileInstancesComeAndGo(t *testing.T) {
 	}
 	for range 20 {
 		n := sent.Load()
-		eventually(t, 5*time.Second, "requests go on", func() bool { return sent.Load() > n+20 })
+		labtest.Eventually(t, 5*time.Second, "requests go on", func() bool { return sent.Load() > n+20 })
 		a.CloseClientConnections()
 		h := http.HandlerFunc(reset)
 		a.handle.Store(&h)
 		n = sent.Load()
-		eventually(t, 5*time.Second, "requests go on", func() bool { return sent.Load() > n+20 })
+		labtest.Eventually(t, 5*time.Second, "requests go on", func() bool { return sent.Load() > n+20 })
 		a.handle.Store(nil)
 	}
 	close(stop)

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"example.com/todo/internal/labtest"
 )
 
 const activeBody = `{"initialized":true,"sealed":false,"standby":false}`
@@ -148,7 +150,7 @@ func TestVaultFinder_FollowsAFailover(t *testing.T) {
 	expectVault(t, f, a)
 	a.status.Store(0) // paused: it does not even refuse
 	b.status.Store(474)
-	eventually(t, 2*time.Second, "the old one is not believed any more", func() bool { _, err := f.Addr(t.Context()); return err != nil })
+	labtest.Eventually(t, 2*time.Second, "the old one is not believed any more", func() bool { _, err := f.Addr(t.Context()); return err != nil })
 	b.activeAt.Store(b.asked.Load() + 3)
 	addr, err := f.Await(t.Context())
 	if took := time.Since(time.Unix(0, b.activeSince.Load())); err != nil || addr != b.URL || took > 2*time.Second {

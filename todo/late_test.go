@@ -14,6 +14,8 @@ import (
 	"example.com/todo/todo"
 
 	"github.com/go-sql-driver/mysql"
+
+	"example.com/todo/internal/labtest"
 )
 
 // These tests hold back one statement on its way to the server, as a busy machine or network does, until everything is done that the
@@ -219,7 +221,7 @@ func testLate(t *testing.T, d *database, write lateWrite, statement string, live
 	go func() { again <- write.do(good.Store, t.Context(), "key") }()
 	var err error
 	var answered bool
-	eventually(t, func() bool {
+	labtest.Eventually(t, 10*time.Second, "the second try is answered or waits", func() bool {
 		select {
 		case err = <-again:
 			answered = true
@@ -243,7 +245,7 @@ func testLate(t *testing.T, d *database, write lateWrite, statement string, live
 			t.Errorf("the first try, which was late: %v", err)
 		}
 	} else {
-		eventually(t, func() bool { return d.sessions(t, slow, "%") == 0 })
+		labtest.Eventually(t, 10*time.Second, "the slow session has ended", func() bool { return d.sessions(t, slow, "%") == 0 })
 	}
 	write.check(t, good.Store)
 }
@@ -285,7 +287,7 @@ func TestStore_MayDoLateWhatWasSentWithoutAKey(t *testing.T) {
 	}
 	write.later(t, good.Store)
 	close(way.delivered)
-	eventually(t, func() bool { return d.sessions(t, slow, "%") == 0 })
+	labtest.Eventually(t, 10*time.Second, "the slow session has ended", func() bool { return d.sessions(t, slow, "%") == 0 })
 	if now := scalar[string](t, d.DB, "SELECT status FROM todo"); now != "first" {
 		t.Errorf("status %q: the late statement changed nothing", now)
 	}

@@ -15,6 +15,8 @@ import (
 	"example.com/todo/todo"
 
 	"github.com/go-sql-driver/mysql"
+
+	"example.com/todo/internal/labtest"
 )
 
 // grants are what the role of `todo serve` has, and no more.
@@ -287,7 +289,7 @@ func TestStore_LeavesTheOutcomeOpenOfAWriteThatIsCutOff(t *testing.T) {
 			_, err := s.Update(ctx, created.ID, todo.Draft{Status: "done", Content: "y"}, "")
 			outcome <- err
 		}()
-		eventually(t, func() bool {
+		labtest.Eventually(t, 10*time.Second, "the update waits for the lock", func() bool {
 			return scalar[int](t, d.DB, "SELECT COUNT(*) FROM information_schema.processlist WHERE user = ? AND info LIKE 'UPDATE%'", user) == 1
 		})
 		cut(end)
@@ -312,16 +314,6 @@ func lockTodo(t *testing.T, db *sql.DB, id int64) *sql.Tx {
 		t.Fatal(err)
 	}
 	return tx
-}
-
-// eventually asks until the answer is yes, for at most 10 s.
-func eventually(t *testing.T, ask func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ask(); {
-		if time.Now().After(deadline) {
-			t.Fatal("it did not happen within 10 s")
-		}
-	}
 }
 
 func TestStore_WorksForManyAtOnce(t *testing.T) {

@@ -13,12 +13,14 @@ import (
 	"time"
 
 	"example.com/todo/internal/lab"
+
+	"example.com/todo/internal/labtest"
 )
 
 // waitPassing waits until everybody may find an instance.
 func waitPassing(t *testing.T, l *lab.Lab, machine string) {
 	t.Helper()
-	eventually(t, 15*time.Second, machine+" is passing", func() bool { return catalogue(t, l)["todo-"+machine] == "passing" })
+	labtest.Eventually(t, 15*time.Second, machine+" is passing", func() bool { return catalogue(t, l)["todo-"+machine] == "passing" })
 }
 
 // healthEntry is as much of Consul's answer as is used.
@@ -97,7 +99,7 @@ func leaderNow(t *testing.T, l *lab.Lab) string {
 
 func leader(t *testing.T, l *lab.Lab) (machine string) {
 	t.Helper()
-	eventually(t, 20*time.Second, "there is a leader", func() bool { machine = leaderNow(t, l); return machine != "" })
+	labtest.Eventually(t, 20*time.Second, "there is a leader", func() bool { machine = leaderNow(t, l); return machine != "" })
 	return machine
 }
 
@@ -159,7 +161,7 @@ func (h *health) confirm(t *testing.T) {
 	t.Helper()
 	count := func() int { h.mu.Lock(); defer h.mu.Unlock(); return h.answers }
 	before := count()
-	eventually(t, 20*time.Second, "the catalogue answers", func() bool { return count() >= before+2 })
+	labtest.Eventually(t, 20*time.Second, "the catalogue answers", func() bool { return count() >= before+2 })
 }
 
 func (h *health) end() []string {

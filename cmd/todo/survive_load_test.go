@@ -18,6 +18,8 @@ import (
 	"example.com/todo/discovery"
 	"example.com/todo/internal/lab"
 	"example.com/todo/todo"
+
+	"example.com/todo/internal/labtest"
 )
 
 const (
@@ -74,7 +76,7 @@ func startTraffic(t *testing.T, l *lab.Lab, c clients) *traffic {
 	tr := &traffic{lab: l, watch: w, run: fmt.Sprintf("%08x", rand.Uint32()), stop: cancel}
 	t.Cleanup(tr.end)
 	tr.work.Go(func() { _ = w.Run(ctx) }) // its only error is that of a second Run
-	eventually(t, 10*time.Second, "the watch sees all instances", func() bool { return w.Status().Instances == len(instances) })
+	labtest.Eventually(t, 10*time.Second, "the watch sees all instances", func() bool { return w.Status().Instances == len(instances) })
 	balanced := tr.balance(t, discovery.TransportConfig{Tries: c.tries})
 	for n := range balancedClients {
 		tr.begin(ctx, t, fmt.Sprintf("balanced%d", n), "http://todo", balanced)
@@ -89,7 +91,7 @@ func startTraffic(t *testing.T, l *lab.Lab, c clients) *traffic {
 			tr.begin(ctx, t, fmt.Sprintf("%s-%d", addr, n), "http://"+addr, own)
 		}
 	}
-	eventually(t, 10*time.Second, "every client is answered", func() bool {
+	labtest.Eventually(t, 10*time.Second, "every client is answered", func() bool {
 		return !slices.ContainsFunc(tr.workers, func(w *worker) bool { return w.answered.Load() == 0 })
 	})
 	return tr
@@ -140,7 +142,7 @@ func (tr *traffic) goOn(t *testing.T, operations int64) {
 	t.Helper()
 	done := func() int64 { return tr.reads.Load() + tr.writes.Load() }
 	goal := done() + operations
-	eventually(t, 30*time.Second, "the traffic goes on", func() bool { return done() >= goal })
+	labtest.Eventually(t, 30*time.Second, "the traffic goes on", func() bool { return done() >= goal })
 }
 
 // settle ends the traffic and holds its memory against the table.

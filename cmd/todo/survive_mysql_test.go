@@ -38,7 +38,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 		unlock := copyTables(t, from, to)
 		announce(t, l, addr)
 		swapped = time.Now()
-		eventually(t, time.Second, "new connections go to the new server", func() bool {
+		labtest.Eventually(t, time.Second, "new connections go to the new server", func() bool {
 			sendAway(t, from)
 			return !slices.ContainsFunc(instances, func(machine string) bool { return !reads(t, url(l, machine, "/todo?limit=1")) })
 		})
@@ -169,7 +169,7 @@ func fillPools(t *testing.T, l *lab.Lab, root *sql.DB) {
 			waiting.Go(func() { _ = getJSON(t.Context(), url(l, machine, "/todo?limit=1"), nil, nil) })
 		}
 	}
-	eventually(t, 5*time.Second, "the pools are full", func() bool { return sessions(t, root, "Query") >= each*len(instances) })
+	labtest.Eventually(t, 5*time.Second, "the pools are full", func() bool { return sessions(t, root, "Query") >= each*len(instances) })
 	execute(t, session, "UNLOCK TABLES")
 	waiting.Wait()
 }

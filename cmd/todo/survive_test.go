@@ -82,7 +82,7 @@ func testKills(t *testing.T, l *lab.Lab) {
 			}
 			tr.goOn(t, 20)               // by way of the other one
 			if n/len(instances)%2 == 0 { // else it is back before Consul notices
-				eventually(t, 15*time.Second, "Consul notices", func() bool { return catalogue(t, l)["todo-"+machine] == "critical" })
+				labtest.Eventually(t, 15*time.Second, "Consul notices", func() bool { return catalogue(t, l)["todo-"+machine] == "critical" })
 			}
 			start(t, l, machine)
 			waitPassing(t, l, machine)
@@ -111,7 +111,7 @@ func testConsulServers(t *testing.T, l *lab.Lab) {
 				if err := l.Kill(t.Context(), server); err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, 20*time.Second, "there is a leader without "+server, func() bool {
+				labtest.Eventually(t, 20*time.Second, "there is a leader without "+server, func() bool {
 					now := leaderNow(t, l)
 					return now != "" && now != server
 				})
@@ -121,7 +121,7 @@ func testConsulServers(t *testing.T, l *lab.Lab) {
 			if err := l.Start(t.Context(), server); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, 30*time.Second, server+" has caught up", func() bool {
+			labtest.Eventually(t, 30*time.Second, server+" has caught up", func() bool {
 				index := applied(t, l, server)
 				return index > 0 && index >= applied(t, l, leader(t, l))
 			})
@@ -147,15 +147,15 @@ func testNoConsul(t *testing.T, l *lab.Lab) {
 			}
 		}
 		over := time.Now().Add(outage)
-		eventually(t, 5*time.Second, "clients live on what they remember", func() bool { return tr.watch.Status().Source == discovery.FromRemembered })
-		eventually(t, outage+time.Second, "the outage is over", func() bool { return time.Now().After(over) })
+		labtest.Eventually(t, 5*time.Second, "clients live on what they remember", func() bool { return tr.watch.Status().Source == discovery.FromRemembered })
+		labtest.Eventually(t, outage+time.Second, "the outage is over", func() bool { return time.Now().After(over) })
 		if s := tr.watch.Status(); s.Source != discovery.FromRemembered || s.Instances != len(instances) {
 			t.Errorf("at the end of the outage the clients' watch is at %+v", s)
 		}
 	})
 	tr.during(t, "return of Consul", func() { bringBack(t, l) })
 	back := time.Now()
-	eventually(t, 90*time.Second, "both instances have leases again", func() bool {
+	labtest.Eventually(t, 90*time.Second, "both instances have leases again", func() bool {
 		return !slices.ContainsFunc(instances, func(m string) bool { return getJSON(t.Context(), url(l, m, "/health"), nil, nil) != nil })
 	})
 	t.Logf("credentials are current %v after the agents", time.Since(back).Round(time.Millisecond))
@@ -180,7 +180,7 @@ func bringBack(t *testing.T, l *lab.Lab) {
 			launch(m.Name)
 		}
 	}
-	eventually(t, 30*time.Second, "the servers have a leader", func() bool { return leaderAt(t, l.Consul("consul0")) != "" })
+	labtest.Eventually(t, 30*time.Second, "the servers have a leader", func() bool { return leaderAt(t, l.Consul("consul0")) != "" })
 	if err := os.RemoveAll(filepath.Join(l.Dir(), "machines", "todo1", "consul")); err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +191,7 @@ func bringBack(t *testing.T, l *lab.Lab) {
 		launch(agentOf(m))
 		if m.Role == lab.RoleTodo {
 			back := time.Now()
-			eventually(t, 10*time.Second, m.Name+" is back in the catalogue", func() bool {
+			labtest.Eventually(t, 10*time.Second, m.Name+" is back in the catalogue", func() bool {
 				health := catalogue(t, l)["todo-"+m.Name]
 				return health == "passing" || health == "warning" // its lease has ended: Vault keeps its own state in Consul
 			})
@@ -229,8 +229,8 @@ func testDNSOnly(t *testing.T, l *lab.Lab) {
 	answers := func(path string) func() bool {
 		return func() bool { return getJSON(t.Context(), "http://"+addr+path, nil, nil) == nil }
 	}
-	eventually(t, 15*time.Second, "it is ready", answers("/readyz"))
-	eventually(t, 5*time.Second, "it is healthy", answers("/health"))
+	labtest.Eventually(t, 15*time.Second, "it is ready", answers("/readyz"))
+	labtest.Eventually(t, 5*time.Second, "it is healthy", answers("/health"))
 	tr := startTraffic(t, l, clients{direct: []string{addr}})
 	tr.goOn(t, 500)
 	tr.settle(t)

@@ -264,12 +264,12 @@ func TestSystem_MaintenanceTakesAnInstanceOutOfDiscovery(t *testing.T) {
 		return body
 	}
 	maintain("on", "new", "disk")
-	eventually(t, 10*time.Second, "todo1 is out of discovery", func() bool { return !strings.Contains(passing(), "todo-todo1") })
+	labtest.Eventually(t, 10*time.Second, "todo1 is out of discovery", func() bool { return !strings.Contains(passing(), "todo-todo1") })
 	if resp, _ := call(t, "GET", url(l, "todo1", "/health"), ""); resp.StatusCode != 200 {
 		t.Errorf("in maintenance it answers %s: it should go on serving", resp.Status)
 	}
 	maintain("off")
-	eventually(t, 10*time.Second, "todo1 is back", func() bool { return strings.Contains(passing(), "todo-todo1") })
+	labtest.Eventually(t, 10*time.Second, "todo1 is back", func() bool { return strings.Contains(passing(), "todo-todo1") })
 }
 
 func TestSystem_IdleInstanceIsSmall(t *testing.T) {
@@ -374,7 +374,7 @@ func start(t *testing.T, l *lab.Lab, machine string) {
 
 func waitReady(t *testing.T, l *lab.Lab, machine string) {
 	t.Helper()
-	eventually(t, 15*time.Second, machine+" is ready", func() bool {
+	labtest.Eventually(t, 15*time.Second, machine+" is ready", func() bool {
 		resp, err := http.Get(url(l, machine, "/readyz"))
 		if err != nil {
 			return false
@@ -382,19 +382,6 @@ func waitReady(t *testing.T, l *lab.Lab, machine string) {
 		_ = resp.Body.Close()
 		return resp.StatusCode == http.StatusOK
 	})
-}
-
-func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(limit)
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within %v: %s", limit, what)
-		}
-		<-tick.C
-	}
 }
 
 // registered is what a machine's own agent lists.
@@ -463,5 +450,5 @@ func (v *ledger) wait(t *testing.T, what string, ok func(holdings) bool) {
 			t.Logf("last seen: %+v", last)
 		}
 	}()
-	eventually(t, 4*leaseTTL, what, func() bool { last = v.count(t); return ok(last) })
+	labtest.Eventually(t, 4*leaseTTL, what, func() bool { last = v.count(t); return ok(last) })
 }
