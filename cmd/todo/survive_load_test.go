@@ -59,7 +59,6 @@ type entry struct {
 
 // clients are those of a traffic besides the ones that look the service up and send again what may be sent again.
 type clients struct {
-	tries  int      // of the former; 0 is the default
 	once   int      // look the service up, and send every request once
 	direct []string // addresses of instances, each of which gets clients that know nothing else
 }
@@ -77,7 +76,7 @@ func startTraffic(t *testing.T, l *lab.Lab, c clients) *traffic {
 	t.Cleanup(tr.end)
 	tr.work.Go(func() { _ = w.Run(ctx) }) // its only error is that of a second Run
 	labtest.Eventually(t, 10*time.Second, "the watch sees all instances", func() bool { return w.Status().Instances == len(instances) })
-	balanced := tr.balance(t, discovery.TransportConfig{Tries: c.tries})
+	balanced := tr.balance(t, discovery.TransportConfig{})
 	for n := range balancedClients {
 		tr.begin(ctx, t, fmt.Sprintf("balanced%d", n), "http://todo", balanced)
 	}

@@ -17,32 +17,33 @@ import (
 	"example.com/todo/internal/labtest"
 )
 
-// testMySQLMoves does what an operator does to move the database under load: the old server takes no more writes, everything is
-// copied to the new one, the catalogue points there, and who still waits at the old one is sent away. Requests in that
-// moment are refused, and sent again by the clients' transport.
+// testMySQLMoves does what an operator does to move the database under load: most is copied to the new server beforehand; then the
+// old one takes no more writes, the rest is copied, the catalogue points to the new one, and who still waits at the old one is
+// sent away. Requests in that moment are refused, and sent again by the clients' transport.
 func testMySQLMoves(t *testing.T, l *lab.Lab) {
 	from := openRoot(t, l)
 	other := labtest.Start(t, labtest.Options{Consul: 1, MySQL: 1}) // for its database only
 	to := openRoot(t, other)
 	addr := other.Addr("mysql")
-	tr := startTraffic(t, l, clients{tries: 15}) // a session is ended each second that the old server's lock takes
+	tr := startTraffic(t, l, clients{})
 	fillPools(t, l, from)
 	var swapped time.Time
 	tr.during(t, "move", func() {
-		began := time.Now()
 		makeTables(t, from, to)
+		copied := copyKeys(t, from, to, time.Time{})
 		copyUsers(t, from, to, "vault")
 		pointVault(t, l, addr)
 		copyUsers(t, from, to, "v-approle-todo-%")
-		whileSentAway(t, from, func() { execute(t, from, "SET GLOBAL read_only = ON") })
-		unlock := copyTables(t, from, to)
+		began := time.Now()
+		execute(t, from, "SET GLOBAL read_only = ON") // waits for the statements and commits that have begun
+		unlock := copyRest(t, from, to, copied)
 		announce(t, l, addr)
 		swapped = time.Now()
 		labtest.Eventually(t, time.Second, "new connections go to the new server", func() bool {
 			sendAway(t, from)
 			return !slices.ContainsFunc(instances, func(machine string) bool { return !reads(t, url(l, machine, "/todo?limit=1")) })
 		})
-		t.Logf("the move took %v, and new connections followed within %v", swapped.Sub(began).Round(time.Millisecond), time.Since(swapped).Round(time.Millisecond))
+		t.Logf("nobody was served for %v, and new connections followed within %v", swapped.Sub(began).Round(time.Millisecond), time.Since(swapped).Round(time.Millisecond))
 		tr.goOn(t, 500)
 		sendAway(t, from) // those too that were on their way when the catalogue changed
 		tr.goOn(t, 500)
@@ -188,31 +189,39 @@ func makeTables(t *testing.T, from, to *sql.DB) {
 	}
 }
 
-// copyTables copies the rows while nobody else can use them: from here on the old server answers no question about todos,
-// so none can get an answer that is out of date. Unlocking lets those who wait go on.
-func copyTables(t *testing.T, from, to *sql.DB) (unlock func()) {
+// copyRest copies what is not there yet while nobody else can use the tables: from here on the old server answers no question about
+// todos, so none can get an answer that is out of date. Unlocking lets those who wait go on.
+func copyRest(t *testing.T, from, to *sql.DB, keysUntil time.Time) (unlock func()) {
 	t.Helper()
 	session, err := from.Conn(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = session.Close() })
-	whileSentAway(t, from, func() { execute(t, session, "LOCK TABLES "+strings.Join(tables, " WRITE, ")+" WRITE") })
-	tx, err := to.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, table := range tables {
-		columns, rows := query(t, session, "SELECT * FROM "+table)
-		insert := "INSERT INTO " + table + " (" + strings.Join(columns, ", ") + ") VALUES (?" + strings.Repeat(", ?", len(columns)-1) + ")"
-		for _, row := range rows {
-			execute(t, tx, insert, row...)
-		}
-	}
-	if err := tx.Commit(); err != nil {
-		t.Fatal(err)
-	}
+	execute(t, session, "LOCK TABLES "+strings.Join(tables, " WRITE, ")+" WRITE")
+	copyRows(t, session, to, "todo.todo", "TRUE")
+	copyKeys(t, session, to, keysUntil)
 	return func() { execute(t, session, "UNLOCK TABLES") }
+}
+
+// copyKeys copies the idempotency keys since a time, which are by far the most rows and never change. It returns a time before which
+// none is missing: a transaction that had begun may have committed its key since.
+func copyKeys(t *testing.T, from queryer, to *sql.DB, since time.Time) (until time.Time) {
+	t.Helper()
+	const longestTransaction = 30 * time.Second
+	_, now := query(t, from, "SELECT UTC_TIMESTAMP()")
+	copyRows(t, from, to, "todo.todo_write", "created_at >= '"+since.Format(time.DateTime)+"'")
+	return now[0][0].(time.Time).Add(-longestTransaction)
+}
+
+// copyRows copies the rows of a table that are not there yet, many with each statement: those who wait do not wait for ever.
+func copyRows(t *testing.T, from queryer, to *sql.DB, table, where string) {
+	t.Helper()
+	columns, rows := query(t, from, "SELECT * FROM "+table+" WHERE "+where)
+	row := "(?" + strings.Repeat(", ?", len(columns)-1) + ")"
+	for some := range slices.Chunk(rows, 1000) {
+		execute(t, to, "INSERT IGNORE INTO "+table+" ("+strings.Join(columns, ", ")+") VALUES "+row+strings.Repeat(", "+row, len(some)-1), slices.Concat(some...)...)
+	}
 }
 
 // announce puts the new server in the old one's place in the catalogue.
@@ -231,36 +240,6 @@ func announce(t *testing.T, l *lab.Lab, addr string) {
 			t.Fatalf("%s: %s %s", step[0], resp.Status, body)
 		}
 	}
-}
-
-// whileSentAway does something for which the server waits until the writes that have begun are committed, and ends the sessions
-// that are in its way: one in the middle of its transaction would wait for the server, and the server for it. It does so at
-// once, and then seldom: who was sent away comes again, and not for ever.
-func whileSentAway(t *testing.T, root *sql.DB, do func()) {
-	t.Helper()
-	const every = time.Second
-	ctx, done := context.WithCancel(t.Context())
-	var sending sync.WaitGroup
-	sending.Go(func() {
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		soon := time.NewTimer(every / 10)
-		defer soon.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-soon.C:
-			case <-tick.C:
-			}
-			for _, id := range processes(t, root, "") { // idle ones too: a transaction may be idle between two statements
-				_, _ = root.ExecContext(t.Context(), fmt.Sprintf("KILL %d", id)) // which may have ended by itself
-			}
-		}
-	})
-	defer sending.Wait()
-	defer done()
-	do()
 }
 
 // sendAway ends the sessions of the todos that wait for the old server.
