@@ -31,9 +31,13 @@ module Machines
       end
     end
 
-    # stage builds and renders what the machines install.
+    # stage builds and renders what the machines install, and what they are made from.
     def stage(machine)
-      slow  = EMULATE && machine.provider_name == :libvirt
+      provider = machine.provider_name.to_s
+      if machine.id.nil? && %w[lxc libvirt].include?(provider)
+        once(:box) { system("scripts/box", provider, chdir: HERE) || abort("the box could not be made") }
+      end
+      slow  = EMULATE && provider == "libvirt"
       words = ["machines", "NET=#{NET}", "CONSULS=#{CONSULS}", "TODOS=#{TODOS + SPARES}", "SLOW=#{"1" if slow}"]
       once(:stage) { system("make", "-C", HERE, *words) || abort("what the machines install could not be made ready") }
     end
