@@ -47,6 +47,7 @@ func testMySQLMoves(t *testing.T, l *lab.Lab) {
 		tr.goOn(t, 500)
 		sendAway(t, from) // those too that were on their way when the catalogue changed
 		tr.goOn(t, 500)
+		fillPools(t, l, to) // with all sessions that were idle when the database moved
 		if n := sessions(t, from, "Query"); n > 0 {
 			t.Errorf("%d statements still go to the old server", n)
 		}
