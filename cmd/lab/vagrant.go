@@ -98,10 +98,7 @@ Before all that it finishes the provisioning of machines where it was cut off.`,
 				a.say("\nThe machines are up. The rest is yours, in this order:\n\n  %s\n", strings.Join(v.Steps(), "\n  "))
 				return nil
 			}
-			if err := v.Operate(c.Context()); err != nil {
-				return err
-			}
-			b, err := v.Status(c.Context())
+			b, err := v.Operate(c.Context())
 			if err != nil {
 				return err
 			}

@@ -1,9 +1,6 @@
 package lab
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // judge turns the rows into sentences, and decides whether every service has a healthy instance.
 func (b *Board) judge(c catalog) {
@@ -71,20 +68,13 @@ func (b *Board) judge(c catalog) {
 
 // stopped reports whether no machine's service runs at all.
 func (b *Board) stopped() bool {
-	var rows []Row
-	for _, r := range b.Consul {
-		rows = append(rows, r.Row)
+	rows := b.rows()
+	for _, r := range rows {
+		if r.Process != "stopped" && r.Process != StateOff {
+			return false
+		}
 	}
-	for _, r := range b.Vault {
-		rows = append(rows, r.Row)
-	}
-	for _, r := range b.MySQL {
-		rows = append(rows, r.Row)
-	}
-	for _, r := range b.Todo {
-		rows = append(rows, r.Row)
-	}
-	return len(rows) > 0 && !slices.ContainsFunc(rows, func(r Row) bool { return r.Process != "stopped" && r.Process != StateOff })
+	return len(rows) > 0
 }
 
 func (r Row) healthy() bool {

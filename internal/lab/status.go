@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -87,31 +88,31 @@ func (l *Lab) Status(ctx context.Context) (Board, error) {
 	if err != nil {
 		return Board{}, err
 	}
-	b := Observe(ctx, l.machines, func(machine, unit string) string {
-		p, running := pick(ps, machine+"/"+unit)
-		switch {
-		case !running:
-			return "stopped"
-		case p.paused():
-			return "paused"
+	return Observe(ctx, l.machines, func(_ context.Context, silent []Machine) map[string]string {
+		states := map[string]string{}
+		for _, m := range silent {
+			switch p, running := pick(ps, m.Name+"/"+m.Role); {
+			case !running:
+				states[m.Name] = "stopped"
+			case p.paused():
+				states[m.Name] = "paused"
+			default:
+				states[m.Name] = "running"
+			}
 		}
-		return "running"
-	})
-	return b, nil
+		return states
+	}), nil
 }
 
-// Observe asks machines how they are. The state of their processes comes from a function, which may be nil where nobody
-// can see them.
-func Observe(ctx context.Context, machines []Machine, processState func(machine, unit string) string) Board {
+// Observe asks machines how they are. A service that answers runs; how it is with the process of one that does not, a function looks
+// up, which may be nil where nobody can see processes.
+func Observe(ctx context.Context, machines []Machine, look func(ctx context.Context, silent []Machine) map[string]string) Board {
 	b := Board{At: time.Now()}
 	consul := catalog{}
 	var all sync.WaitGroup
 	all.Go(func() { consul = askCatalog(ctx, machines) })
 	for _, m := range machines {
 		row := Row{Name: m.Name, Address: m.Addr}
-		if processState != nil {
-			row.Process = processState(m.Name, m.Role)
-		}
 		switch m.Role {
 		case RoleConsul:
 			b.Consul = append(b.Consul, ConsulRow{Row: row})
@@ -125,9 +126,39 @@ func Observe(ctx context.Context, machines []Machine, processState func(machine,
 	}
 	b.probe(ctx, &all)
 	all.Wait()
+	rows := b.rows()
+	silent := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return rows[m.Name].Error == "" })
+	states := map[string]string{}
+	if len(silent) > 0 && look != nil {
+		states = look(ctx, silent)
+	}
+	for _, r := range rows {
+		r.Process = states[r.Name]
+		if r.Error == "" {
+			r.Process = "running"
+		}
+	}
 	b.fill(consul)
 	b.judge(consul)
 	return b
+}
+
+// rows are what all kinds of machines have in common, by name.
+func (b *Board) rows() map[string]*Row {
+	rows := map[string]*Row{}
+	for i := range b.Consul {
+		rows[b.Consul[i].Name] = &b.Consul[i].Row
+	}
+	for i := range b.Vault {
+		rows[b.Vault[i].Name] = &b.Vault[i].Row
+	}
+	for i := range b.MySQL {
+		rows[b.MySQL[i].Name] = &b.MySQL[i].Row
+	}
+	for i := range b.Todo {
+		rows[b.Todo[i].Name] = &b.Todo[i].Row
+	}
+	return rows
 }
 
 // probe asks every row's machine, all at once.

@@ -228,16 +228,17 @@ func (v *Machines) Converge(ctx context.Context) error {
 	return all.Wait()
 }
 
-// Operate takes all of the operator's steps that are due, saying each, and returns when everything that has power is well.
-// Unlike a person, who may want to look first, it unseals every Vault.
-func (v *Machines) Operate(ctx context.Context) error {
-	return v.step(ctx, func(o *operator.Operator) error {
+// Operate takes all of the operator's steps that are due, saying each, and returns when everything that has power is well, with the
+// board that shows it. Unlike a person, who may want to look first, it unseals every Vault.
+func (v *Machines) Operate(ctx context.Context) (b lab.Board, err error) {
+	err = v.step(ctx, func(o *operator.Operator) error {
 		if err := v.openVault(ctx, o); err != nil {
 			return err
 		}
 		if len(v.role(lab.RoleMySQL)) == 0 || len(v.role(lab.RoleTodo)) == 0 {
 			v.report("there is no database machine or no todo machine yet; the rest comes with them")
-			return nil
+			b, err = v.Status(ctx)
+			return err
 		}
 		if err := v.configure(ctx, o); err != nil {
 			return err
@@ -245,8 +246,10 @@ func (v *Machines) Operate(ctx context.Context) error {
 		if err := v.admit(ctx, o); err != nil {
 			return err
 		}
-		return v.green(ctx)
+		b, err = v.green(ctx)
+		return err
 	})
+	return b, err
 }
 
 // openVault initialises Vault and unseals every Vault that answers.
@@ -349,16 +352,19 @@ func (v *Machines) admit(ctx context.Context, o *operator.Operator) error {
 	return nil
 }
 
-// green waits until the board of the machines that have power has nothing to say. It asks them over the network only: a look over
-// ssh at all of them every second is more than emulated processors can bear.
-func (v *Machines) green(ctx context.Context) error {
+// green waits until the board of the machines that have power has nothing to say, and returns the board of all.
+func (v *Machines) green(ctx context.Context) (b lab.Board, err error) {
 	v.report("waiting until every service is well")
 	off := v.off(ctx, v.machines)
 	on := slices.DeleteFunc(v.Machines(), func(m lab.Machine) bool { return off[m.Name] })
-	return wait.Within(ctx, greenWithin, time.Second, func(ctx context.Context) error {
-		if b := lab.Observe(ctx, on, nil); !b.Healthy || len(b.Problems) > 0 {
+	err = wait.Within(ctx, greenWithin, time.Second, func(ctx context.Context) error {
+		if b = lab.Observe(ctx, on, nil); !b.Healthy || len(b.Problems) > 0 {
 			return errors.New(strings.Join(append(b.Problems, "see `lab --on vagrant status`"), "; "))
 		}
 		return nil
 	})
+	if err == nil && len(off) > 0 {
+		return v.Status(ctx)
+	}
+	return b, err
 }

@@ -13,10 +13,10 @@ import (
 // it has power.
 const lookWithin = 12 * time.Second
 
-// Status asks every machine and Consul, and every machine's systemd.
+// Status asks every machine and Consul, and the systemd of each machine whose service does not answer: an ssh session to all of them
+// is more than emulated processors can bear.
 func (v *Machines) Status(ctx context.Context) (lab.Board, error) {
-	states := v.states(ctx)
-	b := lab.Observe(ctx, v.machines, func(machine, _ string) string { return states[machine] })
+	b := lab.Observe(ctx, v.machines, v.states)
 	for i, p := range b.Problems {
 		p = strings.ReplaceAll(p, "`lab up`", "`vagrant up`")
 		b.Problems[i] = strings.ReplaceAll(p, "`lab ", "`lab --on vagrant ")
@@ -24,9 +24,9 @@ func (v *Machines) Status(ctx context.Context) (lab.Board, error) {
 	return b, nil
 }
 
-// states says of each machine whether its service runs: running, paused, stopped, off for a machine that has no power, and
+// states says of machines whether their service runs: running, paused, stopped, off for a machine that has no power, and
 // nothing where nobody can tell.
-func (v *Machines) states(ctx context.Context) map[string]string {
+func (v *Machines) states(ctx context.Context, machines []lab.Machine) map[string]string {
 	ctx, cancel := context.WithTimeout(ctx, lookWithin)
 	defer cancel()
 	var (
@@ -35,7 +35,7 @@ func (v *Machines) states(ctx context.Context) map[string]string {
 		states = map[string]string{}
 		silent []lab.Machine
 	)
-	for _, m := range v.machines {
+	for _, m := range machines {
 		all.Go(func() {
 			state, err := v.sh(ctx, m, "", onUnit(m.Role, `state "$1"`))
 			mu.Lock()
