@@ -3,7 +3,9 @@ package lab
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -370,6 +372,32 @@ func TestTail_OfNoLinesIsEmpty(t *testing.T) {
 	for _, n := range []int{0, -5} {
 		if got := Tail(path, n); len(got) != 0 {
 			t.Errorf("Tail(%d) = %q", n, got)
+		}
+	}
+}
+
+func TestObserve_LooksOnlyAtTheProcessesOfMachinesThatDoNotAnswer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.97.31.10:8500")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") })}
+	go func() { _ = answers.Serve(l) }()
+	t.Cleanup(func() { _ = answers.Close() })
+	machines := []Machine{{Name: "consul0", Role: RoleConsul, Addr: "127.97.31.10"}, {Name: "consul1", Role: RoleConsul, Addr: "127.97.31.11"}}
+	var looked []string
+	b := Observe(t.Context(), machines, func(_ context.Context, silent []Machine) map[string]string {
+		for _, m := range silent {
+			looked = append(looked, m.Name)
+		}
+		return map[string]string{"consul1": "paused"}
+	})
+	if !slices.Equal(looked, []string{"consul1"}) || b.Consul[0].Process != "running" || b.Consul[1].Process != "paused" {
+		t.Errorf("looked at %v: %+v", looked, b.Consul)
+	}
+	for _, r := range Observe(t.Context(), machines, nil).Consul {
+		if want := map[string]string{"consul0": "running"}[r.Name]; r.Process != want {
+			t.Errorf("where nobody can see processes, that of %s is %q, want %q", r.Name, r.Process, want)
 		}
 	}
 }
