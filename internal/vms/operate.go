@@ -206,7 +206,9 @@ func (v *Machines) Steps() []string {
 // Converge runs every machine's provisioning again. Vagrant does it once in a machine's life, and takes it for done when it was
 // killed or failed half way. A machine that has power and cannot be reached is an error.
 func (v *Machines) Converge(ctx context.Context) error {
+	const atOnce = 4 // or emulated processors would be busy with ssh's key exchanges alone
 	var all errgroup.Group
+	all.SetLimit(atOnce)
 	for _, m := range v.machines {
 		all.Go(func() error {
 			out, err := v.sh(ctx, m, "", "bash /vagrant/"+m.Role+".sh 2>&1")

@@ -42,7 +42,8 @@ func (v *Machines) shTo(ctx context.Context, m lab.Machine, w io.Writer, stdin, 
 	}
 	var complaint bytes.Buffer
 	c := exec.CommandContext(ctx, "ssh", "-F", "none", "-i", key, "-l", "vagrant",
-		"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR", "-o", "ConnectTimeout=5",
+		"-o", "BatchMode=yes", "-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR",
+		"-o", "ConnectTimeout=20", // until sshd has greeted: an emulated one may be long; one without power is found out in 3 s
 		"-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3",
 		"-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", // a machine that is made again has another key
 		m.Addr, "sudo sh -c "+quote(script))
