@@ -119,9 +119,11 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		return nil, err
 	}
 	tooLarge := &requestError{status: http.StatusRequestEntityTooLarge, code: codeBodyTooLarge, message: "the body is larger than the service takes"}
-	if r.ContentLength > a.config.MaxBodyBytes {
-		return nil, tooLarge
+	if r.ContentLength > a.config.MaxBodyBytes && r.Header.Get("Expect") != "" {
+		return nil, tooLarge // nothing of it was sent yet
 	}
+	// A body that is plainly too large is read up to the limit all the same: who has to send on may never see an answer that comes
+	// before. When the limit is hit, net/http closes the connection gently; otherwise only where the client meant to keep it.
 	// The reader gets net/http's own writer, which it tells to close the connection.
 	body, err := io.ReadAll(http.MaxBytesReader(exchangeOfWriter(w).ResponseWriter, r.Body, a.config.MaxBodyBytes))
 	var overflow *http.MaxBytesError

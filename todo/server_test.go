@@ -140,3 +140,45 @@ func TestServer_ClosesAfterRefusingABodyThatIsTooLarge(t *testing.T) {
 		t.Errorf("answered %d, close %v", answer.StatusCode, answer.Close)
 	}
 }
+
+// A client that sends all before it reads must not lose the answer because the server closes meanwhile.
+func TestServer_LetsAClientSendOnAfterItsBodyWasRefused(t *testing.T) {
+	address := serveShort(t, newBareHandler(t, newFakeStore()))
+	most := 0
+	for range 5 { // a long pause of this process looks like the fault
+		if most = max(most, sendOn(t, address)); most > 10 {
+			return
+		}
+	}
+	t.Errorf("the connection was closed while the client sent: it could send on %d times, a hundredth of a second apart", most)
+}
+
+// sendOn sends a body that is too large, and goes on after the answer. It returns how often it could.
+func sendOn(t *testing.T, address string) (times int) {
+	t.Helper()
+	c, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const limit = 1 << 20
+	request := "POST /todo HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 8388608\r\n\r\n" + strings.Repeat("x", limit+1)
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Log(err)
+		return 0
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 413 ") {
+		t.Logf("%q, %v", answer, err)
+		return 0
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for range tick.C {
+		if _, err := c.Write(make([]byte, 1<<10)); err != nil {
+			break
+		}
+		times++
+	}
+	return times
+}
