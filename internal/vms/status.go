@@ -9,9 +9,13 @@ import (
 	"example.com/todo/internal/lab"
 )
 
-// lookWithin bounds the look at the machines' units. It is more than ssh takes to give up on a machine, and Vagrant to say whether
-// it has power.
-const lookWithin = 12 * time.Second
+const (
+	// lookWithin bounds the look at the machines' units. It leaves Vagrant the time to say whether a machine has power that cannot be
+	// reached.
+	lookWithin = 12 * time.Second
+	// reachWithin bounds one machine's part of it, for which a person waits: less patience than an operator's step has.
+	reachWithin = 5 * time.Second
+)
 
 // Status asks every machine and Consul, and the systemd of each machine whose service does not answer: an ssh session to all of them
 // is more than emulated processors can bear.
@@ -37,6 +41,8 @@ func (v *Machines) states(ctx context.Context, machines []lab.Machine) map[strin
 	)
 	for _, m := range machines {
 		all.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, reachWithin)
+			defer cancel()
 			state, err := v.sh(ctx, m, "", onUnit(m.Role, `state "$1"`))
 			mu.Lock()
 			defer mu.Unlock()
